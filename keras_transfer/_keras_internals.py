@@ -1,0 +1,319 @@
+"""Every private name of Keras that the package touches, one small function each.
+
+Each function has a canary test in `tests/test_keras_internals.py` that fails when
+Keras moves; nothing outside this file may read a private name of Keras or TensorFlow.
+Seen in Keras 3.15.1 and TensorFlow 2.21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+
+# --- Layers and variables -----------------------------------------------------------------
+
+
+def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns `layer` and all layers inside it, parents before their children."""
+    ordered: list[keras.layers.Layer] = []
+    seen: set[int] = set()
+    stack = [layer]
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        ordered.append(current)
+        # Keras's own `_flatten_layers` reverses siblings; here they keep their order.
+        stack.extend(reversed(list(current._layers)))
+    return ordered
+
+
+def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the layer's own variables that may train, whatever their flags say now.
+
+    The store is filled when a variable is made, so a frozen layer's kernel stays in it.
+    The kernel under a LoRA update is left out: Keras froze it for good, and setting
+    `layer.trainable = True` would silently thaw it.
+    """
+    frozen = {id(v) for v in kernels_under_lora(layer)}
+    variables = [v for v in layer._trainable_variables if id(v) not in frozen]
+    return [v for v in variables if keras.backend.is_float_dtype(v.dtype)]
+
+
+def kernels_under_lora(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the variables of `layer` that `enable_lora` froze for good."""
+    if not getattr(layer, "lora_enabled", False):
+        return []
+    kept = (getattr(layer, name, None) for name in ("_kernel", "_embeddings"))
+    return [variable for variable in kept if variable is not None]
+
+
+def accepts_training(operation: Any) -> bool:
+    """Whether the operation's `call` takes a `training` argument."""
+    return bool(getattr(operation, "_call_has_training_arg", False))
+
+
+def get_mask(tensor: Any) -> Any:
+    """Returns the mask that rides on a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Puts a mask on a tensor, as a masking layer does."""
+    tensor._keras_mask = mask
+
+
+# --- The graph of a functional model --------------------------------------------------------
+
+
+def functional_of(model: Any) -> Functional | None:
+    """Returns the functional model that `model` is or (Sequential) holds, else `None`.
+
+    A functional model whose subclass overrides `call` does not run its graph as it
+    stands, so it counts as not functional.
+    """
+    if isinstance(model, keras.Sequential):
+        if type(model).call is not keras.Sequential.call:
+            return None
+        return model._functional
+    if isinstance(model, Functional) and type(model).call is Functional.call:
+        return model
+    return None
+
+
+def graph_nodes(functional: Functional) -> Iterator[Any]:
+    """Yields the nodes of the graph in the order in which Keras runs them."""
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            if node.operation and not node.is_input:
+                yield node
+
+
+def graph_inputs(functional: Functional) -> list[Any]:
+    """Returns the symbolic input tensors, flat."""
+    return list(functional._inputs)
+
+
+def graph_outputs(functional: Functional) -> list[Any]:
+    """Returns the symbolic output tensors, flat."""
+    return list(functional._outputs)
+
+
+def standardize_inputs(functional: Functional, inputs: Any) -> list[Any]:
+    """Converts inputs as `Functional.call` does: structure, dtype, rank; flat, masks kept."""
+    return list(functional._standardize_inputs(inputs))
+
+
+def pack_outputs(functional: Functional, outputs: list[Any]) -> Any:
+    """Gives flat outputs the structure that calling the model returns."""
+    packed = keras.tree.pack_sequence_as(functional._outputs_struct, outputs)
+    if isinstance(packed, list | tuple) and len(packed) == 1:
+        return packed[0]
+    return packed
+
+
+def call_in_context(
+    layer: keras.layers.Layer, call: Callable[[], Any], *, training: bool | None
+) -> Any:
+    """Runs `call` as if inside `layer`, so that inner layers inherit `training`.
+
+    A layer without a `training` argument of its own takes the value of the layer around
+    it for the layers inside it; walking a graph by hand would otherwise leave them the
+    value of the whole model.
+    """
+    context = layer._get_call_context()
+    outer = context.get_value("training")
+    context.set_value("training", training)
+    try:
+        return call()
+    finally:
+        context.set_value("training", outer)
+
+
+# --- Training -----------------------------------------------------------------------------
+
+
+def set_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Replaces a compiled model's optimizer without recompiling.
+
+    Recompiling would reset the metrics and drop the train function. The compile config
+    follows, so that a saved model is loaded with the optimizer whose state it holds.
+    """
+    model.optimizer = optimizer
+    model._compile_config.config["optimizer"] = optimizer
+
+
+def sync_compiled_trainable_state(model: keras.Model) -> None:
+    """Tells Keras that the current flags are meant, so that it does not warn about them.
+
+    In 3.15 the check stands after a `raise` and never runs; once that is mended it would
+    warn after every stage change.
+    """
+    model._compiled_trainable_state = {layer: layer.trainable for layer in model._flatten_layers()}
+
+
+# --- Optimizers ---------------------------------------------------------------------------
+
+
+def step_counter(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """Returns the counter of `apply` calls; `iterations` may be a quotient of it."""
+    return optimizer._iterations
+
+
+def rate_source(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns where the rate comes from: a variable, a schedule or another callable."""
+    return optimizer._learning_rate
+
+
+def known_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Returns the variables that the optimizer was built with, in its order."""
+    return list(optimizer._trainable_variables)
+
+
+def set_known_variables(
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+    averages: list[keras.Variable | None] | None,
+) -> None:
+    """Tells Keras which variables train from now on, and which averages belong to them.
+
+    `object.__setattr__` goes past the optimizer's attribute tracker, which would count
+    the model's variables among the optimizer's own.
+    """
+    indices = {optimizer._var_key(v): i for i, v in enumerate(variables)}
+    object.__setattr__(optimizer, "_trainable_variables", list(variables))
+    object.__setattr__(optimizer, "_trainable_variables_indices", indices)
+    if averages is not None:
+        object.__setattr__(optimizer, "_model_variables_moving_average", list(averages))
+
+
+def variable_key(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+    """Returns Keras's key of a variable: the same for all replicas' copies of it."""
+    return optimizer._var_key(variable)
+
+
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable | None]:
+    """Returns the averages (`use_ema`) of a built optimizer, in its variables' order."""
+    return list(getattr(optimizer, "_model_variables_moving_average", []))
+
+
+def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Returns the accumulated gradients of a built optimizer, in its variables' order."""
+    return list(getattr(optimizer, "_accumulated_gradients", []))
+
+
+_NOT_SLOTS = {
+    "_variables",
+    "_trainable_variables",
+    "_model_variables_moving_average",
+    "_accumulated_gradients",
+}
+
+
+def optimizer_slots(
+    optimizer: keras.optimizers.Optimizer,
+) -> dict[str, list[keras.Variable | None]]:
+    """Returns a built optimizer's state by variable: attribute name -> one slot per variable.
+
+    Keras's optimizers keep a slot as a list as long as the list of variables, and so do
+    those that follow its guide; `None` stands where a variable has no such slot (Muon).
+    """
+    length = len(optimizer._trainable_variables)
+    slots = {}
+    for name, value in vars(optimizer).items():
+        if name in _NOT_SLOTS or not isinstance(value, list) or len(value) != length:
+            continue
+        if any(isinstance(v, keras.Variable) for v in value) and all(
+            v is None or isinstance(v, keras.Variable) for v in value
+        ):
+            slots[name] = list(value)
+    return slots
+
+
+def optimizer_shared_state(
+    optimizer: keras.optimizers.Optimizer,
+) -> dict[str, keras.Variable]:
+    """Returns state that is kept once for all variables, besides counter and rate (Nadam)."""
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.Variable) and name not in ("_iterations", "_learning_rate")
+    }
+
+
+def weight_decay_exclusions(optimizer: keras.optimizers.Optimizer) -> tuple[set[Any], Any]:
+    """Returns what `exclude_from_weight_decay` was told: variable keys and a compiled pattern."""
+    return (
+        set(getattr(optimizer, "_exclude_from_weight_decay", ())),
+        getattr(optimizer, "_exclude_from_weight_decay_pattern", None),
+    )
+
+
+def set_weight_decay_exclusions(
+    optimizer: keras.optimizers.Optimizer, keys: set[Any], pattern: Any
+) -> None:
+    """Gives an optimizer, built or not, the exclusions of another."""
+    object.__setattr__(optimizer, "_exclude_from_weight_decay", set(keys))
+    object.__setattr__(optimizer, "_exclude_from_weight_decay_pattern", pattern)
+    object.__setattr__(optimizer, "_exclude_from_weight_decay_cache", {})
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Whether the optimizer's decoupled weight decay reaches the variable."""
+    # Keras on TensorFlow matches `var_names` against the name of the `tf.Variable`.
+    return bool(optimizer._use_weight_decay(getattr(variable, "value", variable)))
+
+
+def skip_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer take gradients as already summed over the replicas."""
+    object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda pairs: pairs)
+
+
+def decay_weights(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+) -> None:
+    """Applies the optimizer's decoupled weight decay to `variables`, at its learning rate."""
+    optimizer._apply_weight_decay(variables)
+
+
+def update_variables(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[Any],
+    variables: list[keras.Variable],
+    learning_rate: Any,
+) -> None:
+    """Runs the optimizer's update alone: no clipping, no averages, no counting."""
+    optimizer._backend_update_step(gradients, variables, learning_rate)
+
+
+def overrides_apply(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """Returns the name of a method around `update_step` that the class replaces, or `None`."""
+    base = keras.optimizers.Optimizer
+    names = ("apply", "_backend_apply_gradients", "_clip_gradients", "_filter_empty_gradients")
+    for name in names:
+        if getattr(type(optimizer), name) is not getattr(base, name):
+            return name
+    return None
+
+
+def needs_merge_call() -> bool:
+    """Whether replicas must meet (`merge_call`) before they may write to shared variables."""
+    return not tf.__internal__.distribute.strategy_supports_no_merge_call()
+
+
+# --- Weights by name -------------------------------------------------------------------------
+
+
+def child_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the layers that `layer` holds directly, in the order they were attached."""
+    return list(layer._layers)
+
+
+def saved_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the layer's own variables in the order that weights files number them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -1,0 +1,9 @@
+"""Optimizers: any Keras optimizer with a learning rate and a step count per layer group."""
+
+from keras_transfer.optimizers.discriminative import (
+    DiscriminativeOptimizer,
+    discriminative,
+    find_discriminative,
+)
+
+__all__ = ["DiscriminativeOptimizer", "discriminative", "find_discriminative"]
