@@ -1,5 +1,6 @@
-"""Layers: heads for pretrained backbones."""
+"""Layers of a transfer model: the wrapped backbone, and heads."""
 
-from keras_transfer.layers.heads import ClassificationHead, Head, RegressionHead
+from keras_transfer.layers.backbone import PretrainedBackbone
+from keras_transfer.layers.heads import ClassificationHead, RegressionHead
 
-__all__ = ["ClassificationHead", "Head", "RegressionHead"]
+__all__ = ["ClassificationHead", "PretrainedBackbone", "RegressionHead"]

@@ -1,0 +1,24 @@
+"""Fine-tuning of pretrained Keras models: gradual unfreezing in one `model.fit`."""
+
+from keras_transfer import callbacks, layers, optimizers, recipes, schedules
+from keras_transfer.dry_run import describe
+from keras_transfer.layer_groups import LayerGroup, LayerGroups, backbone_groups
+from keras_transfer.model import TransferModel
+from keras_transfer.plan import Stage, UnfreezingPlan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LayerGroup",
+    "LayerGroups",
+    "Stage",
+    "TransferModel",
+    "UnfreezingPlan",
+    "backbone_groups",
+    "callbacks",
+    "describe",
+    "layers",
+    "optimizers",
+    "recipes",
+    "schedules",
+]

@@ -1,0 +1,133 @@
+"""What `TransferModel.fit` checks before any work starts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.plan import CarriesPlan
+
+SPARSE = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
+ONE_HOT = ("categorical_crossentropy", "CategoricalCrossentropy")
+
+
+def require_compiled(model: keras.Model) -> None:
+    """Checks that `compile` was called."""
+    if not model.compiled:
+        raise ValueError(
+            f"{model.name!r} is not compiled. Call `model.compile(optimizer=..., loss=...)` "
+            "before `fit`."
+        )
+
+
+def as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Returns `fit`'s callbacks as a flat list."""
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return list(callbacks.callbacks)
+    return list(keras.tree.flatten(callbacks))
+
+
+def plan_carrier(callbacks: Any) -> CarriesPlan | None:
+    """Returns the one callback that carries a plan, if there is one."""
+    carriers = [c for c in as_list(callbacks) if isinstance(c, CarriesPlan)]
+    if len(carriers) > 1:
+        names = ", ".join(type(c).__name__ for c in carriers)
+        raise ValueError(
+            f"{len(carriers)} callbacks carry a plan ({names}), and each would freeze what the "
+            "other trains. Put all stages into one plan."
+        )
+    return carriers[0] if carriers else None
+
+
+def check_callbacks(callbacks: Any, carrier: CarriesPlan | None) -> None:
+    """Checks the callbacks against the plan that one of them carries."""
+    if carrier is None:
+        return
+    for callback in as_list(callbacks):
+        if isinstance(callback, keras.callbacks.BackupAndRestore) and carrier.plan.ends_on_plateau:
+            raise ValueError(
+                "`BackupAndRestore` does not keep when a stage began, and this plan has stages "
+                "that end on a plateau: a resumed run would be in another stage. Use stages of "
+                "fixed length, or keras_transfer.callbacks.ResumableTraining instead."
+            )
+        if isinstance(callback, keras.callbacks.EarlyStopping) and len(carrier.plan.stages) > 1:
+            warnings.warn(
+                "`EarlyStopping` ends the whole training where a stage stops improving, also at "
+                "the bump that unfreezing makes, and later stages never run. To end a stage, "
+                "write Stage(patience=...) and leave `EarlyStopping` out.",
+                stacklevel=3,
+            )
+
+
+def first_batch(data: Any) -> Any:
+    """Returns the first batch of data, or `None` where looking would use it up.
+
+    A `tf.data.Dataset` is opened and read once; a generator cannot be.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return next(iter(data.take(1)), None)
+    if isinstance(data, keras.utils.PyDataset):
+        return data[0]
+    return None
+
+
+def symbolic(batch: Any) -> Any:
+    """Returns the inputs of a batch as symbolic tensors without a batch size."""
+    inputs = batch[0] if isinstance(batch, tuple) else batch
+    return keras.tree.map_structure(
+        lambda t: keras.KerasTensor((None, *t.shape[1:]), keras.backend.standardize_dtype(t.dtype)),
+        inputs,
+    )
+
+
+def check_labels(model: Any, x: Any, y: Any) -> None:
+    """Checks that labels fit a classification head: arrays wholly, data sets by their first batch.
+
+    Args:
+        model: A compiled `TransferModel`.
+        x: `fit`'s `x`.
+        y: `fit`'s `y`.
+
+    Raises:
+        ValueError: If class ids are out of range or one-hot labels have another width.
+    """
+    classes = getattr(model.head, "num_classes", None)
+    if classes is None or classes < 2:
+        return
+    loss = model.loss if isinstance(model.loss, str) else type(model.loss).__name__
+    if loss not in (*SPARSE, *ONE_HOT):
+        return
+    where = "in `y`"
+    if y is None:
+        batch = first_batch(x)
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            return
+        y, where = batch[1], "in the first batch (later batches are not looked at)"
+    if isinstance(y, dict | list | tuple):
+        return
+    labels = np.asarray(y)
+    if loss in ONE_HOT:
+        if labels.ndim < 2 or labels.shape[-1] != classes:
+            raise ValueError(
+                f"The head has num_classes={classes}, but the labels {where} have shape "
+                f"{labels.shape}; {loss} takes one-hot labels of shape (batch, {classes}). For "
+                "class ids use loss='sparse_categorical_crossentropy'."
+            )
+        return
+    if labels.ndim == 2 and labels.shape[-1] == classes and classes > 1:
+        raise ValueError(
+            f"The labels {where} have shape {labels.shape}, as one-hot labels do; {loss} takes "
+            "class ids of shape (batch,). Use loss='categorical_crossentropy'."
+        )
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"The head has num_classes={classes}, so class ids run from 0 to {classes - 1}, but "
+            f"the labels {where} run from {labels.min()} to {labels.max()}. Raise `num_classes`, "
+            "or renumber the labels."
+        )

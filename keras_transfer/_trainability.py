@@ -1,0 +1,174 @@
+"""The one place that changes what trains: flags, optimizer slots, train function.
+
+Keras traces the train step with the list of variables that train at that moment. Setting
+`layer.trainable` later changes nothing and warns of nothing, and an optimizer that was
+built on the head alone refuses the first step that brings it more. So a change is always
+these three steps, in this order, inside the model's strategy scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import keras
+
+from keras_transfer import _keras_internals
+from keras_transfer.layer_groups import LayerGroup, LayerGroups
+from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
+from keras_transfer.plan import Stage
+
+BIAS_NAMES = ("bias", "beta")
+
+
+def groups_of_stage(stage: Stage, groups: LayerGroups) -> list[LayerGroup]:
+    """Returns the layer groups of which the stage trains at least a part.
+
+    Raises:
+        ValueError: If the stage asks for more groups than there are, or for unknown ones.
+    """
+    if stage.depth is not None:
+        if stage.depth == "all":
+            return list(groups)
+        depth = int(stage.depth)
+        if depth > len(groups):
+            raise ValueError(
+                f"Stage {stage.name!r} trains the top {depth} layer groups, but the model has "
+                f"{len(groups)}. Lower `depth`, or split the backbone into more groups."
+            )
+        return list(groups[-depth:])
+    if stage.train in ("all", "bias", "norm"):
+        return list(groups)
+    assert stage.train is not None
+    try:
+        return groups.select(stage.train)
+    except ValueError as error:
+        raise ValueError(f"Stage {stage.name!r}: {error}") from None
+
+
+def variables_of_stage(
+    stage: Stage, groups: LayerGroups, always_frozen: Iterable[keras.Variable] = ()
+) -> list[keras.Variable]:
+    """Resolves a stage to the variables that train while it runs.
+
+    Args:
+        stage: The stage.
+        groups: The model's layer groups.
+        always_frozen: Variables that no stage trains.
+
+    Raises:
+        ValueError: If the stage names what the model does not have, or nothing would train.
+    """
+    kept = {id(v) for v in always_frozen}
+    head = {id(v) for v in groups[-1].variables} if groups.has_head else set()
+    chosen: dict[int, keras.Variable] = {}
+    for group in groups_of_stage(stage, groups):
+        if stage.train == "norm":
+            variables = _normalization_variables(group)
+        elif stage.train == "bias":
+            variables = [v for v in group.variables if _is_bias(v)]
+        else:
+            variables = group.variables
+        if stage.train in ("bias", "norm"):
+            variables = [*variables, *(v for v in group.variables if id(v) in head)]
+        chosen.update((id(v), v) for v in variables if id(v) not in kept)
+    if not chosen:
+        raise ValueError(
+            f"Stage {stage.name!r} trains no variable of the model. Received: "
+            f"depth={stage.depth!r}, train={stage.train!r}"
+        )
+    return [v for v in groups.variables if id(v) in chosen]
+
+
+def _is_bias(variable: keras.Variable) -> bool:
+    return variable.name in BIAS_NAMES or variable.name.endswith("_bias")
+
+
+def _normalization_variables(group: LayerGroup) -> list[keras.Variable]:
+    return [
+        variable
+        for layer in group.all_layers
+        if "Normalization" in type(layer).__name__
+        for variable in _keras_internals.own_trainable_variables(layer)
+    ]
+
+
+def set_flags(model: keras.Model, train: Sequence[keras.Variable]) -> bool:
+    """Makes exactly `train` the trainable variables of `model`; returns whether that changed.
+
+    Both kinds of flags are set, both ways. A layer's flag alone cannot train a bias without
+    its kernel, and a variable's alone leaves the layer out of `trainable_variables`, and a
+    BatchNorm reads its own layer's flag to decide whether its statistics move.
+    """
+    before = {id(v) for v in model.trainable_variables}
+    wanted = {id(v) for v in train}
+    layers = _keras_internals.flatten_layers(model)
+    for layer in layers:  # parents first: setting a layer's flag sets those inside it too
+        below = [
+            v
+            for inner in _keras_internals.flatten_layers(layer)
+            for v in _keras_internals.own_trainable_variables(inner)
+        ]
+        if below:
+            layer.trainable = any(id(v) in wanted for v in below)
+    for layer in layers:
+        for variable in _keras_internals.own_trainable_variables(layer):
+            variable.trainable = id(variable) in wanted
+    _freeze_kernels_under_lora(layers)
+    _keras_internals.sync_compiled_trainable_state(model)
+    return {id(v) for v in model.trainable_variables} != before
+
+
+def _freeze_kernels_under_lora(layers: Iterable[keras.layers.Layer]) -> None:
+    for layer in layers:
+        for variable in _keras_internals.kernels_under_lora(layer):
+            variable.trainable = False
+
+
+def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOptimizer:
+    """Gives `model` an optimizer with per-group rates and step counters, state kept.
+
+    A plain optimizer is taken over with its slots; one that is discriminative already is
+    used as it is.
+    """
+    with model.distribute_strategy.scope():
+        optimizer = find_discriminative(model.optimizer)
+        if optimizer is None:
+            _keras_internals.set_optimizer(model, DiscriminativeOptimizer.take_over(model.optimizer))
+            optimizer = find_discriminative(model.optimizer)
+            assert optimizer is not None
+        optimizer.set_groups(groups.by_name())
+    return optimizer
+
+
+def give_back_optimizer(model: keras.Model) -> None:
+    """Gives `model` its stock optimizer class back, with its slots."""
+    optimizer = find_discriminative(model.optimizer)
+    if optimizer is None:
+        return
+    with model.distribute_strategy.scope():
+        _keras_internals.set_optimizer(model, DiscriminativeOptimizer.give_back(model.optimizer))
+    model.make_train_function(force=True)
+
+
+def apply(model: keras.Model, train: Sequence[keras.Variable], *, retrace: bool = False) -> bool:
+    """Makes exactly `train` train from the next step on, within a running `fit` too.
+
+    Args:
+        model: A compiled model whose optimizer was adopted.
+        train: The variables that train from now on.
+        retrace: Whether to remake the train function even if the set did not change.
+
+    Returns:
+        Whether the set of training variables changed.
+    """
+    changed = set_flags(model, train)
+    optimizer = find_discriminative(model.optimizer)
+    if optimizer is not None:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+    if changed or retrace:
+        model.make_train_function(force=True)
+        if any(v.regularizer is not None for v in model.weights):
+            # The loss of an evaluation counts the penalties of what trains.
+            model.make_test_function(force=True)
+    return changed

@@ -1,0 +1,5 @@
+"""Callbacks for `model.fit`."""
+
+from keras_transfer.callbacks.gradual_unfreezing import GradualUnfreezing
+
+__all__ = ["GradualUnfreezing"]

@@ -1,0 +1,278 @@
+"""`TransferModel`: a pretrained backbone with a new head."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_transfer import _fit_checks, _keras_internals, _trainability
+from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
+from keras_transfer.layers import PretrainedBackbone
+from keras_transfer.layers._loss_check import check_loss_matches_activation
+from keras_transfer.optimizers import discriminative
+
+
+@keras.saving.register_keras_serializable(package="keras_transfer")
+class TransferModel(keras.Model):
+    """A pretrained backbone and a new head as one Keras model.
+
+    It is compiled, trained, evaluated, saved and loaded as any other Keras model. `compile`
+    gives its optimizer per-group rates and step counters; `fit` takes its `epochs` from the
+    plan that a `GradualUnfreezing` callback carries, and checks data, model and callbacks
+    against each other before any work starts.
+
+    Args:
+        backbone: The pretrained model without its classifier, or a
+            `keras_transfer.layers.PretrainedBackbone` that says more about it (BatchNorm
+            policy, preprocessing).
+        head: Layer or model on the backbone's features, such as
+            `keras_transfer.layers.ClassificationHead`.
+        groups: How to split the backbone into layer groups; see
+            `keras_transfer.layer_groups.backbone_groups`. A `PretrainedBackbone` has its own.
+        **kwargs: `name` and the other arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: What the backbone takes.
+        training: Whether the model trains. Groups that are frozen run as in inference all
+            the same.
+
+    Returns:
+        What the head returns.
+
+    Raises:
+        TypeError: If backbone or head is not a Keras layer or model.
+        ValueError: If the backbone is not built or has no weights.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_transfer as ktf
+    >>> backbone = keras.applications.MobileNetV2(
+    ...     weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35)
+    >>> model = ktf.TransferModel(backbone, head=ktf.layers.ClassificationHead(num_classes=10))
+    >>> model.freeze()
+    >>> len(model.layer_groups), len(model.trainable_variables), model.output_shape
+    (6, 2, (None, 10))
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model | PretrainedBackbone,
+        head: keras.layers.Layer,
+        groups: Groups = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(head, keras.layers.Layer):
+            raise TypeError(
+                f"`head` must be a Keras layer or model. Received: head={head!r} of type "
+                f"{type(head).__name__}"
+            )
+        if isinstance(backbone, PretrainedBackbone):
+            if groups != "auto":
+                raise ValueError(
+                    "A `PretrainedBackbone` has its own layer groups. Pass `groups` to it "
+                    "instead of to `TransferModel`."
+                )
+        else:
+            backbone = PretrainedBackbone(backbone, groups=groups, name="backbone")
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.head = head
+        self._warn_of_classifier()
+        if backbone.is_functional:
+            self(backbone.symbolic_inputs())
+        self._traced_variables: frozenset[int] = frozenset()
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        features = self.backbone(inputs, training=training, mask=mask)
+        if not _keras_internals.accepts_training(self.head):
+            return self.head(features)
+        # A frozen head (a surgical stage) runs as in inference, as a frozen group does.
+        trains = any(v.trainable for v in self.head.weights) if self.head.built else True
+        return self.head(features, training=bool(training) and trains)
+
+    # --- Layer groups -----------------------------------------------------------------
+
+    @property
+    def layer_groups(self) -> LayerGroups:
+        """The layer groups, stem first, the head last."""
+        name = self.head.name if self.head.name not in self.backbone.layer_groups.names else "head"
+        head = LayerGroup(name, (self.head,))
+        return LayerGroups([*self.backbone.layer_groups, head], has_head=True)
+
+    def freeze(self) -> None:
+        """Freezes the backbone; the head trains."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Lets every layer group train."""
+        self.freeze_to(0)
+
+    def freeze_to(self, n: int) -> None:
+        """Freezes `layer_groups[:n]` and lets the rest train.
+
+        Takes effect at the next step, also between two calls of `fit`, and keeps the
+        optimizer's state.
+
+        Args:
+            n: Number of groups to freeze; negative counts from the head.
+
+        Raises:
+            ValueError: If `n` is out of range, or nothing would train.
+        """
+        groups = self.layer_groups
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"`n` must be a whole number. Received: n={n!r}")
+        if not -len(groups) <= n < len(groups):
+            raise ValueError(
+                f"The model has {len(groups)} layer groups, of which at least one must train. "
+                f"Received: n={n}. Use {-len(groups)} to {len(groups) - 1}."
+            )
+        kept = {id(v) for v in self.backbone.always_frozen}
+        train = [v for group in groups[n:] for v in group.variables if id(v) not in kept]
+        _trainability.set_flags(self, train)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints Keras's summary, followed by the table of layer groups."""
+        super().summary(*args, **kwargs)
+        print_fn = kwargs.get("print_fn") or print
+        print_fn(f"\nLayer groups:\n{self.layer_groups}")
+
+    # --- Training ---------------------------------------------------------------------
+
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Compiles as `keras.Model.compile` does, with per-group rates in the optimizer.
+
+        Raises:
+            ValueError: If the head's activation and the loss's `from_logits` disagree, or
+                the optimizer cannot have per-group rates.
+        """
+        if hasattr(self.head, "activation"):
+            check_loss_matches_activation(loss, self.head.activation)
+        optimizer = discriminative(optimizer)
+        super().compile(optimizer, loss, *args, **kwargs)
+        if self.built:
+            _trainability.adopt_optimizer(self, self.layer_groups)
+        self._traced_variables = frozenset()
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, under a plan if a callback carries one.
+
+        Before any work starts it checks that the labels fit the head (arrays wholly, a
+        data set by its first batch only), and the callbacks against each other.
+
+        Args:
+            x: Inputs; arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator.
+            y: Targets, where `x` does not hold them.
+            batch_size: Examples per step.
+            epochs: Where training ends, counted from 0. By default the plan's length, or 1
+                without a plan.
+            verbose: As in `keras.Model.fit`.
+            callbacks: Callbacks; at most one carries a plan.
+            *args: Further arguments of `keras.Model.fit`, in its order.
+            **kwargs: Further arguments of `keras.Model.fit`.
+
+        Returns:
+            The history, with the columns `stage`, `trainable_parameters` and
+            `learning_rate/<group>` where a plan ran.
+
+        Raises:
+            ValueError: If labels do not fit the head, if two callbacks carry a plan, or if
+                the plan fits neither model nor `epochs`.
+        """
+        _fit_checks.require_compiled(self)
+        carrier = _fit_checks.plan_carrier(callbacks)
+        _fit_checks.check_callbacks(callbacks, carrier)
+        _fit_checks.check_labels(self, x, y)
+        self._build_on(x)
+        if epochs is None:
+            epochs = carrier.plan.total_epochs if carrier is not None else 1
+        if carrier is None:
+            self._prepare_without_plan()
+        else:
+            self._traced_variables = frozenset()
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def _prepare_without_plan(self) -> None:
+        """Lets flags that changed since the last `fit` take effect in the next step."""
+        optimizer = _trainability.adopt_optimizer(self, self.layer_groups)
+        training = frozenset(id(v) for v in self.trainable_variables)
+        if training == self._traced_variables:
+            return
+        optimizer.start_stage(None)
+        _trainability.apply(self, self.trainable_variables, retrace=True)
+        self._traced_variables = training
+
+    def _build_on(self, x: Any) -> None:
+        if not self.built:
+            batch = _fit_checks.first_batch(x)
+            if batch is not None:
+                self(_fit_checks.symbolic(batch))
+                _trainability.adopt_optimizer(self, self.layer_groups)
+
+    def _warn_of_classifier(self) -> None:
+        layers = getattr(self.backbone.model, "layers", None) or []
+        activation = getattr(layers[-1], "activation", None) if layers else None
+        if getattr(activation, "__name__", "") in ("softmax", "sigmoid"):
+            warnings.warn(
+                f"The backbone {self.backbone.model.name!r} ends in a {activation.__name__} layer "
+                f"({layers[-1].name!r}): it looks as if its classifier were still on, and the head "
+                "would be trained on class probabilities. Load it with include_top=False.",
+                stacklevel=3,
+            )
+
+    # --- Saving -----------------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        # Layers save one flag each; a stage such as train="bias" needs one per variable.
+        super().save_own_variables(store)
+        flags = [v.trainable for v in self.layer_groups.variables]
+        store["keras_transfer_trainable"] = np.array(flags, dtype="uint8")
+
+    def load_own_variables(self, store: Any) -> None:
+        flags = None
+        if "keras_transfer_trainable" in store:
+            flags = np.array(store["keras_transfer_trainable"]).astype(bool)
+        variables = self.layer_groups.variables
+        if flags is None or len(flags) != len(variables):
+            return
+        _trainability.set_flags(self, [v for v, on in zip(variables, flags, strict=True) if on])
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras leaves a model with a `compile` of its own uncompiled.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.pop("dtype", None)
+        return {
+            **config,
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "head": keras.saving.serialize_keras_object(self.head),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> TransferModel:
+        config = dict(config)
+        for key in ("backbone", "head"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)
