@@ -52,7 +52,7 @@ def read_states(
 ) -> list[VariableState]:
     """Reads a built optimizer's state, one record per variable, in its order."""
     shared = {
-        slot_name(name): np.array(keras.ops.convert_to_numpy(v))
+        slot_name(name): _numpy(v)
         for name, v in _keras_internals.optimizer_shared_state(optimizer).items()
     }
     states = []
@@ -67,8 +67,8 @@ def read_states(
                     if values[index] is not None
                 },
                 shared=dict(shared),
-                average=_numpy(averages[index]) if averages else None,
-                accumulator=_numpy(accumulators[index]) if accumulators else None,
+                average=_numpy_at(averages, index),
+                accumulator=_numpy_at(accumulators, index),
             )
         )
     return states
@@ -101,8 +101,10 @@ def write_states(
             )
         for name, slot in own.items():
             _assign(slot, state.slots[name], f"slot {name!r} of variable {path!r}")
-        if averages and state.average is not None:
-            _assign(averages[index], state.average, f"the average of variable {path!r}")
+        if averages and averages[index] is not None:
+            # A state without an average comes from a run without `use_ema`.
+            average = _numpy(variables[index]) if state.average is None else state.average
+            _assign(averages[index], average, f"the average of variable {path!r}")
         if accumulators and state.accumulator is not None:
             _assign(accumulators[index], state.accumulator, f"the gradient of variable {path!r}")
 
@@ -119,8 +121,13 @@ def path_of(variable: Any) -> str:
     return str(getattr(variable, "path", variable.name))
 
 
-def _numpy(variable: keras.Variable | None) -> np.ndarray | None:
-    return None if variable is None else np.array(keras.ops.convert_to_numpy(variable))
+def _numpy(variable: keras.Variable) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def _numpy_at(variables: Sequence[keras.Variable | None], index: int) -> np.ndarray | None:
+    variable = variables[index] if variables else None
+    return None if variable is None else _numpy(variable)
 
 
 def _assign(variable: keras.Variable | None, value: np.ndarray, what: str) -> None:
@@ -147,7 +154,6 @@ class Clone:
         variables: The variables, all of one group, that begin now or began together.
         use_ema: Whether averages of the variables are kept.
         accumulate: Whether gradients are accumulated over several steps.
-        rate: Called for the group's rate when no step is being traced.
     """
 
     def __init__(

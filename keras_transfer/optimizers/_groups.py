@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,6 @@ class GroupTable:
         self._group_of_key: dict[Any, str] | None = None
         self._grouped: list[keras.Variable] = []
         self._saved_group_of_name: dict[str, str] = {}
-        self._exempt: set[Any] = set()
         self._waiting: dict[str, VariableState] = {}
         self._clones_made = 0
         self.names: list[str] = [EVERYTHING]
@@ -45,6 +45,7 @@ class GroupTable:
         self._training_keys: set[Any] = set()
         self._place: dict[Any, tuple[Clone, int]] = {}
         self.multiplier_vector = self._make_multipliers({})
+        self._index()
 
     def _key(self, variable: Any) -> Any:
         return _keras_internals.variable_key(self._outer, variable)
@@ -123,6 +124,10 @@ class GroupTable:
                 f"Variable {path_of(outside[0])!r} is known to the optimizer but is in no layer "
                 f"group. The groups are: {', '.join(map(repr, groups))}."
             )
+        if self._waiting and self._saved_group_of_name:
+            self._grouped = grouped
+            new_name = self._new_names(list(self._saved_group_of_name))
+            self._waiting = {new_name.get(n, n): state for n, state in self._waiting.items()}
         unknown = sorted(self._waiting.keys() - set(unique_names(grouped)))
         if unknown:
             raise ValueError(
@@ -173,6 +178,7 @@ class GroupTable:
 
     def load(self, saved: SavedState) -> None:
         """Replaces all state by a file's."""
+        saved = self._with_names_of_today(saved)
         if self._group_of_key is None and saved.groups is not None:
             self.names = list(saved.groups)
             self._saved_group_of_name = {
@@ -188,12 +194,35 @@ class GroupTable:
                 f"{_checks.did_you_mean(missing[0], self.unique_names())}"
             )
         self.assign_multipliers(saved.multipliers)
-        self._exempt = {
-            self._key(v) for name, v in self.unique_names().items() if name in saved.exempt
-        }
         self._waiting = {name: saved.states[name] for name in missing}
         found = {self._key(v): (v, saved.states[name]) for name, v in known.items()}
         self._arrange(self.training, found, replace=True)
+
+    def _with_names_of_today(self, saved: SavedState) -> SavedState:
+        """Renames a file's variables where the same model has other paths now.
+
+        A Sequential model that is loaded names its variables without its own name, which
+        was in their paths when it was made. The order of the variables of all groups is
+        the same in both, and so are their last names.
+        """
+        if self._group_of_key is None or saved.groups is None:
+            return saved
+        there = [name for names in saved.groups.values() for name in names]
+        new_name = self._new_names(there)
+        return dataclasses.replace(
+            saved,
+            groups={g: [new_name[n] for n in names] for g, names in saved.groups.items()},
+            states={new_name.get(name, name): state for name, state in saved.states.items()},
+        )
+
+    def _new_names(self, there: list[str]) -> dict[str, str]:
+        here = unique_names(self._grouped)
+        same_order = len(here) == len(there) and all(
+            a.rpartition("/")[2] == b.rpartition("/")[2] for a, b in zip(here, there, strict=True)
+        )
+        if set(there) <= set(here) or not same_order:
+            here = there
+        return dict(zip(there, here, strict=True))
 
     def forget(self) -> None:
         """Drops all state."""
@@ -263,13 +292,12 @@ class GroupTable:
         old = {frozenset(map(self._key, clone.variables)): clone for clone in self.clones}
         made = []
         for ((group, _), _), members in wanted.items():
-            clone = old.get(frozenset(self._key(v) for v, _ in members)) if replace else None
-            if clone is None or any(state is None for _, state in members):
-                clone = self._make_clone(group, [v for v, _ in members])
-            clone.group = group
             by_key = {self._key(v): state for v, state in members}
-            clone.write(by_key[self._key(v)] for v in clone.variables)
-            made.append(clone)
+            same = old.get(frozenset(by_key)) if replace and None not in by_key.values() else None
+            new = same or self._make_clone(group, [v for v, _ in members])
+            new.group = group
+            new.write(by_key[self._key(v)] for v in new.variables)
+            made.append(new)
         self.clones = [*kept, *made]
         self.training = list(training)
         self._index()
@@ -318,10 +346,6 @@ class GroupTable:
         """Whether `build` was told that the variable trains."""
         return self._key(variable) in self._training_keys
 
-    def is_exempt(self, variable: keras.Variable) -> bool:
-        """Whether a loaded file says that the variable has no weight decay."""
-        return self._key(variable) in self._exempt
-
     def by_clone(self, variables: Sequence[keras.Variable]) -> Iterator[tuple[Clone, list[int]]]:
         """Yields clones with the positions of their variables in `variables`."""
         positions: dict[int, list[int]] = {}
@@ -345,7 +369,7 @@ class GroupTable:
     def accumulators_of(self, variables: Iterable[keras.Variable]) -> list[keras.Variable]:
         """Returns the gradient accumulators of training variables, in their order."""
         places = [self._place[self._key(v)] for v in variables]
-        return [clone.accumulators[index] for clone, index in places]  # type: ignore[misc]
+        return [clone.accumulators[index] for clone, index in places]
 
     def state_of(self, variable: keras.Variable) -> VariableState | None:
         """Reads the state of a variable, or `None` if it has none."""

@@ -34,8 +34,8 @@ def checked_rules(rules: Any) -> tuple[str, ...]:
     """
     if isinstance(rules, str):
         rules = (rules,)
-    rules = tuple(rules or ())
-    for rule in rules:
+    checked = tuple(rules or ())
+    for rule in checked:
         if not isinstance(rule, str):
             raise TypeError(
                 "`no_decay_on` must hold 'norm', 'bias' or regular expressions on variable paths. "
@@ -47,7 +47,7 @@ def checked_rules(rules: Any) -> tuple[str, ...]:
             raise ValueError(
                 f"`no_decay_on` holds {rule!r}, which is not a regular expression: {error}"
             ) from None
-    return rules
+    return checked
 
 
 def exempt(rules: Iterable[str], variable: Any) -> bool:

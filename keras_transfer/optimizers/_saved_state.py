@@ -33,7 +33,6 @@ class SavedState:
         learning_rate: Base rate, where it is not a schedule.
         groups: Names of the variables of each layer group; `None` if there are no groups.
         multipliers: Rate multiplier of each group.
-        exempt: Names of the variables without weight decay.
         states: State of each variable that has any.
     """
 
@@ -43,7 +42,6 @@ class SavedState:
     learning_rate: float | None
     groups: dict[str, list[str]] | None
     multipliers: dict[str, float]
-    exempt: list[str]
     states: dict[str, VariableState]
 
 
@@ -124,6 +122,5 @@ def read(store: Any) -> SavedState:
         learning_rate=manifest["learning_rate"],
         groups=manifest["groups"],
         multipliers=manifest["multipliers"],
-        exempt=manifest["exempt"],
         states=states,
     )

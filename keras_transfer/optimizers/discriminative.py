@@ -1,43 +1,22 @@
-"""Discriminative learning rates: any Keras optimizer with a rate and a step count per group.
-
-An ordinary Keras optimizer outside owns what concerns all layer groups together: the base
-learning rate, clipping (after the gradients of all replicas are summed), gradient
-accumulation, moving averages, loss scaling. It hands each group's gradients to that
-group's *clone* of the user's optimizer, with the rate times the group's multiplier. The
-clone's own step counter is the group's, so every bias correction is right by construction.
-
-Overrides of private Keras methods, each with a canary in
-`tests/optimizers/test_private_names.py`: `_backend_apply_gradients` (the order: sum over
-replicas, accumulate, clip, decay, update, average) and
-`_overwrite_model_variables_with_average_value` (averages paired by variable, not by
-position). Calls of private methods that it inherits: `_clip_gradients`.
-"""
+"""Discriminative learning rates: any Keras optimizer with a rate and a step count per group."""
 
 from __future__ import annotations
 
-import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_transfer import _checks, _keras_internals
+from keras_transfer import _keras_internals
 from keras_transfer.optimizers import _no_decay, _saved_state
-from keras_transfer.optimizers._clone import (
-    VariableState,
-    path_of,
-    read_states,
-    write_shared,
-    write_states,
-)
-from keras_transfer.optimizers._groups import GroupTable
-from keras_transfer.optimizers._template import Template, checked
+from keras_transfer.optimizers._clone import path_of, read_states, write_shared, write_states
+from keras_transfer.optimizers._step import GroupwiseOptimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_transfer")
-class DiscriminativeOptimizer(keras.optimizers.Optimizer):
+class DiscriminativeOptimizer(GroupwiseOptimizer):
     """Any Keras optimizer, with a learning rate and a step count for each layer group.
 
     Use it when a pretrained backbone should move more slowly than its new head, or when
@@ -90,34 +69,7 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
         shape: keras.optimizers.schedules.LearningRateSchedule | None = None,
         name: str | None = None,
     ) -> None:
-        optimizer = checked(optimizer)
-        rate = _keras_internals.rate_source(optimizer)
-        if isinstance(rate, keras.Variable):
-            rate = float(keras.ops.convert_to_numpy(rate))
-        super().__init__(
-            learning_rate=rate,
-            weight_decay=optimizer.weight_decay,
-            clipnorm=optimizer.clipnorm,
-            clipvalue=optimizer.clipvalue,
-            global_clipnorm=optimizer.global_clipnorm,
-            use_ema=optimizer.use_ema,
-            ema_momentum=optimizer.ema_momentum,
-            ema_overwrite_frequency=optimizer.ema_overwrite_frequency,
-            loss_scale_factor=optimizer.loss_scale_factor,
-            gradient_accumulation_steps=optimizer.gradient_accumulation_steps,
-            name=name or optimizer.name,
-        )
-        _keras_internals.set_weight_decay_exclusions(
-            self, *_keras_internals.weight_decay_exclusions(optimizer)
-        )
-        self.no_decay_on = _no_decay.checked_rules(no_decay_on)
-        self.shape = shape
-        self._stage_start = self.add_variable(
-            shape=(), dtype="int", aggregation="only_first_replica", name="stage_start"
-        )
-        self._template = Template(optimizer)
-        self._strategy = tf.distribute.get_strategy()
-        self._table = GroupTable(self, self._template)
+        super().__init__(optimizer, no_decay_on=no_decay_on, shape=shape, name=name)
 
     # --- Groups and what trains ---------------------------------------------------------
 
@@ -137,53 +89,6 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
         with self._building():
             self._table.set_groups(groups)
             self._tell_keras()
-
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes `variables` the ones that train from the next step on.
-
-        May be called any number of times. Slots are made for variables that never trained;
-        the state of all others is left alone, and that of variables no longer given is
-        kept until they train again. The train function has to be traced anew afterwards.
-
-        Args:
-            variables: The variables that train from now on, in the order in which `apply`
-                will bring their gradients.
-
-        Raises:
-            ValueError: If groups are set and a variable is in none of them.
-        """
-        with self._building():
-            self._table.train(list(variables))
-            self._tell_keras()
-        object.__setattr__(self, "built", True)
-
-    @contextlib.contextmanager
-    def _building(self) -> Any:
-        # Slots are made eagerly and in the strategy's scope wherever the call comes from:
-        # inside a traced step, their initial values would be assigned again in every step.
-        with tf.init_scope(), contextlib.ExitStack() as stack:
-            if self._strategy.num_replicas_in_sync > 1 or tf.distribute.has_strategy():
-                stack.enter_context(self._strategy.scope())
-            yield
-
-    def _tell_keras(self) -> None:
-        averages = self._table.averages_of(self._table.training) if self.use_ema else None
-        _keras_internals.set_known_variables(self, self._table.training, averages)
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The optimizer's own variables and those of all groups, frozen ones too."""
-        return [*super().variables, *self._table.variables]
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Sets the values of `variables`, in that order."""
-        if len(weights) != len(self.variables):
-            raise ValueError(
-                f"`weights` must hold one array for each of the optimizer's "
-                f"{len(self.variables)} variables. Received: {len(weights)} arrays."
-            )
-        for variable, weight in zip(self.variables, weights, strict=True):
-            variable.assign(weight)
 
     # --- Rates --------------------------------------------------------------------------
 
@@ -228,11 +133,6 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
             if name in training
         }
 
-    @property
-    def stage_step(self) -> Any:
-        """Optimizer updates since `start_stage`."""
-        return self.iterations - self._stage_start
-
     def start_stage(
         self, shape: keras.optimizers.schedules.LearningRateSchedule | None = None
     ) -> None:
@@ -247,156 +147,6 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
         """
         self.shape = shape
         self._stage_start.assign(self.iterations)
-
-    def _group_rates(self) -> Any:
-        """The rates of all groups as one vector: one operation, however many groups."""
-        rate = self.learning_rate
-        multipliers = self._table.multiplier_vector
-        if self.shape is not None:
-            shape = self.shape(self.stage_step)
-            rate = keras.ops.cast(rate, multipliers.dtype) * keras.ops.cast(
-                shape, multipliers.dtype
-            )
-        return keras.ops.cast(rate, multipliers.dtype) * multipliers
-
-    # --- The step -----------------------------------------------------------------------
-
-    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        """Updates variables with their gradients, as `keras.optimizers.Optimizer.apply`.
-
-        A variable that `build` was not told about is added to those that train.
-        """
-        if trainable_variables is not None and len(grads) > 0:
-            trainable_variables = list(trainable_variables)
-            new = [v for v in trainable_variables if not self._table.is_training(v)]
-            if new:
-                self._build_in_step([*self._table.training, *new])
-        super().apply(grads, trainable_variables)
-
-    def _build_in_step(self, variables: list[keras.Variable]) -> None:
-        replica = tf.distribute.get_replica_context()
-        if replica is None or not _keras_internals.needs_merge_call():
-            self.build(variables)
-        else:
-            replica.merge_call(lambda _: self.build(variables))
-
-    def _backend_apply_gradients(
-        self, grads: list[Any], trainable_variables: list[keras.Variable]
-    ) -> None:
-        grads = self._summed_over_replicas(grads)
-        first_update = {
-            id(clone): keras.ops.equal(clone.counter, 0)
-            for clone in (self._table.training_clones if self.use_ema else ())
-        }
-        if self.gradient_accumulation_steps:
-            self._accumulate_or_update(grads, trainable_variables)
-        else:
-            self._update(grads, trainable_variables)
-        if self.use_ema:
-            self._update_averages(first_update)
-            if self.ema_overwrite_frequency:
-                self._overwrite_with_averages_now_and_then()
-
-    @staticmethod
-    def _summed_over_replicas(grads: list[Any]) -> list[Any]:
-        # Before clipping and outside of any `cond`: Keras clips on each replica, which
-        # is another number, and cannot reduce inside the accumulation's branches.
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
-            return grads
-        return list(replica.all_reduce(tf.distribute.ReduceOp.SUM, grads))
-
-    def _update(self, grads: list[Any], variables: list[keras.Variable]) -> None:
-        grads = self._clip_gradients(grads)
-        rates = keras.ops.unstack(self._group_rates(), num=len(self._table.names))
-        for clone, positions in self._table.by_clone(variables):
-            clone.rate = rates[self._table.names.index(clone.group)]
-            clone.optimizer.weight_decay = self.weight_decay
-            chosen = [variables[i] for i in positions]
-            decaying = [v for v in chosen if self._decays(v)]
-            if decaying:
-                _keras_internals.decay_weights(clone.optimizer, decaying)
-            _keras_internals.update_variables(
-                clone.optimizer, [grads[i] for i in positions], chosen, clone.rate
-            )
-            clone.counter.assign_add(1)
-
-    def _decays(self, variable: keras.Variable) -> bool:
-        return (
-            not _no_decay.exempt(self.no_decay_on, variable)
-            and not self._table.is_exempt(variable)
-            and _keras_internals.decays(self, variable)
-        )
-
-    def _accumulate_or_update(self, grads: list[Any], variables: list[keras.Variable]) -> None:
-        steps = self.gradient_accumulation_steps
-        accumulators = self._table.accumulators_of(variables)
-
-        def update(grads: list[Any]) -> None:
-            means = [(g + a) / steps for g, a in zip(grads, accumulators, strict=True)]
-            self._update(means, variables)
-            for accumulator in accumulators:
-                accumulator.assign(keras.ops.zeros(accumulator.shape, dtype=accumulator.dtype))
-
-        def accumulate(grads: list[Any]) -> None:
-            for gradient, accumulator in zip(grads, accumulators, strict=True):
-                accumulator.assign(gradient + accumulator)
-
-        def is_update_step() -> Any:
-            return (_keras_internals.step_counter(self) + 1) % steps == 0
-
-        if not _keras_internals.needs_merge_call():
-            keras.ops.cond(is_update_step(), lambda: update(grads), lambda: accumulate(grads))
-            return
-
-        # A branch that makes replicas meet cannot lie in a replica's own `cond`; the
-        # replicas meet first, decide together, and part again inside the branch.
-        def across_replicas(strategy: Any, grads: list[Any]) -> None:
-            def on_each(function: Any) -> None:
-                strategy.extended.call_for_each_replica(function, args=(grads,))
-
-            keras.ops.cond(is_update_step(), lambda: on_each(update), lambda: on_each(accumulate))
-
-        tf.distribute.get_replica_context().merge_call(across_replicas, args=(grads,))
-
-    # --- Averages -----------------------------------------------------------------------
-
-    def _update_averages(self, first_update: dict[int, Any]) -> None:
-        for clone in self._table.training_clones:
-            for variable, average in zip(clone.variables, clone.averages, strict=True):
-                if average is None:
-                    continue
-                momentum = (
-                    keras.ops.cast(keras.ops.logical_not(first_update[id(clone)]), variable.dtype)
-                    * self.ema_momentum
-                )
-                average.assign(momentum * average + (1 - momentum) * variable)
-
-    def _overwrite_with_averages_now_and_then(self) -> None:
-        def overwrite_if_due(strategy: Any = None) -> None:
-            due = (self.iterations + 1) % self.ema_overwrite_frequency == 0
-            keras.ops.cond(
-                due,
-                lambda: self._overwrite_model_variables_with_average_value(self._table.training),
-                lambda: None,
-            )
-
-        if _keras_internals.needs_merge_call():
-            tf.distribute.get_replica_context().merge_call(overwrite_if_due)
-        else:
-            overwrite_if_due()
-
-    def _overwrite_model_variables_with_average_value(
-        self, trainable_variables: Iterable[keras.Variable]
-    ) -> None:
-        # Keras pairs by position, so an optimizer that has also trained other variables
-        # would overwrite the head with the base's averages.
-        for variable in trainable_variables:
-            average = self._table.average_of(variable)
-            if average is not None:
-                self._strategy.extended.update(
-                    variable.value, lambda a, b: a.assign(b), args=(average.value,)
-                )
 
     # --- To and from plain optimizers -----------------------------------------------------
 
@@ -422,6 +172,7 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
             ValueError: If the optimizer cannot have discriminative rates.
         """
         if isinstance(optimizer, cls):
+            optimizer.no_decay_on = _no_decay.checked_rules(no_decay_on) or optimizer.no_decay_on
             return optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = cls.take_over(optimizer.inner_optimizer, no_decay_on)
@@ -499,7 +250,7 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
     # --- Config and saved state -----------------------------------------------------------
 
     def _base_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         rate = _keras_internals.rate_source(self)
         if not isinstance(rate, keras.Variable):
             config["learning_rate"] = rate
@@ -510,10 +261,18 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
         shape = self.shape
         return {
             "optimizer": keras.saving.serialize_keras_object(plain),
-            "no_decay_on": list(self.no_decay_on),
+            # Keras itself forgets `exclude_from_weight_decay` when it saves.
+            "no_decay_on": [*self.no_decay_on, *self._excluded_from_weight_decay()],
             "shape": None if shape is None else keras.saving.serialize_keras_object(shape),
             "name": self.name,
         }
+
+    def _excluded_from_weight_decay(self) -> list[str]:
+        keys, pattern = _keras_internals.weight_decay_exclusions(self)
+        known = self._table.unique_names().values()
+        paths = [path_of(v) for v in known if _keras_internals.variable_key(self, v) in keys]
+        rules = [] if pattern is None else [f".*(?:{pattern.pattern}).*"]
+        return [*rules, *(re.escape(path) for path in paths)]
 
     @classmethod
     def from_config(
@@ -530,7 +289,6 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
     def save_own_variables(self, store: Any) -> None:
         """Writes the state of every variable that has trained, by variable path."""
         rate = _keras_internals.rate_source(self)
-        names = self._table.unique_names()
         saved = _saved_state.SavedState(
             optimizer=self._template.optimizer_class.__name__,
             iterations=int(keras.ops.convert_to_numpy(_keras_internals.step_counter(self))),
@@ -542,7 +300,6 @@ class DiscriminativeOptimizer(keras.optimizers.Optimizer):
             ),
             groups=self._table.saved_groups(),
             multipliers=self.multipliers,
-            exempt=[name for name, v in names.items() if not self._decays(v)],
             states=self._table.saved_states(),
         )
         _saved_state.write(saved, store)
