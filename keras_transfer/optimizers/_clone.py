@@ -122,7 +122,7 @@ def path_of(variable: Any) -> str:
 
 
 def _numpy(variable: keras.Variable) -> np.ndarray:
-    return np.array(keras.ops.convert_to_numpy(variable))
+    return np.array(variable.numpy())
 
 
 def _numpy_at(variables: Sequence[keras.Variable | None], index: int) -> np.ndarray | None:
@@ -192,7 +192,7 @@ class Clone:
     @property
     def steps(self) -> int:
         """Updates that the clone's variables have had."""
-        return int(keras.ops.convert_to_numpy(self.counter))
+        return int(self.counter.numpy())
 
     def read(self) -> list[VariableState]:
         """Reads the state of every variable, in the clone's order."""

@@ -65,7 +65,7 @@ class GroupTable:
     @property
     def multipliers(self) -> dict[str, float]:
         """Rate multiplier of each group."""
-        values = keras.ops.convert_to_numpy(self.multiplier_vector).tolist()
+        values = self.multiplier_vector.numpy().tolist()
         return dict(zip(self.names, values, strict=True))
 
     def resolve_multipliers(self, multipliers: Mapping[str, float]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
         optimizer = checked(optimizer)
         rate = _keras_internals.rate_source(optimizer)
         if isinstance(rate, keras.Variable):
-            rate = float(keras.ops.convert_to_numpy(rate))
+            rate = float(rate.numpy())
         super().__init__(
             learning_rate=rate,
             weight_decay=optimizer.weight_decay,

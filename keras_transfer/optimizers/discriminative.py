@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_transfer import _keras_internals
 from keras_transfer.optimizers import _no_decay, _saved_state
@@ -125,7 +124,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
 
     def group_learning_rates(self) -> dict[str, float]:
         """Returns the current learning rate of each layer group that trains."""
-        rates = np.asarray(keras.ops.convert_to_numpy(self._group_rates()))
+        rates = self._group_rates().numpy()
         training = {clone.group for clone in self._table.training_clones}
         return {
             name: float(rate)
@@ -184,11 +183,11 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
 
     def _adopt(self, plain: keras.optimizers.Optimizer) -> None:
         variables = _keras_internals.known_variables(plain)
-        counter = int(keras.ops.convert_to_numpy(_keras_internals.step_counter(plain)))
+        counter = int(_keras_internals.step_counter(plain).numpy())
         _keras_internals.step_counter(self).assign(counter)
         states = read_states(
             plain,
-            steps=int(keras.ops.convert_to_numpy(plain.iterations)),
+            steps=int(plain.iterations.numpy()),
             averages=_keras_internals.moving_averages(plain),
             accumulators=_keras_internals.gradient_accumulators(plain),
         )
@@ -291,13 +290,9 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         rate = _keras_internals.rate_source(self)
         saved = _saved_state.SavedState(
             optimizer=self._template.optimizer_class.__name__,
-            iterations=int(keras.ops.convert_to_numpy(_keras_internals.step_counter(self))),
-            stage_start=int(keras.ops.convert_to_numpy(self._stage_start)),
-            learning_rate=(
-                float(keras.ops.convert_to_numpy(rate))
-                if isinstance(rate, keras.Variable)
-                else None
-            ),
+            iterations=int(_keras_internals.step_counter(self).numpy()),
+            stage_start=int(self._stage_start.numpy()),
+            learning_rate=(float(rate.numpy()) if isinstance(rate, keras.Variable) else None),
             groups=self._table.saved_groups(),
             multipliers=self.multipliers,
             states=self._table.saved_states(),
@@ -349,7 +344,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         plain.load_own_variables(store)
         rate = _keras_internals.rate_source(plain)
         if isinstance(rate, keras.Variable):
-            self.learning_rate = float(keras.ops.convert_to_numpy(rate))
+            self.learning_rate = float(rate.numpy())
         self._table.forget()
         self._adopt(plain)
 
