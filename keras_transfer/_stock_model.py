@@ -7,14 +7,14 @@ from typing import Any
 import keras
 
 from keras_transfer import _checks, _keras_internals
+from keras_transfer._blocks import blocks_of, blocks_of_layers
 from keras_transfer._functional_graph import FunctionalGraph
+from keras_transfer._layer_variables import has_variables, variables_that_may_train
 from keras_transfer.layer_groups import (
     Groups,
     LayerGroup,
     LayerGroups,
     backbone_groups,
-    blocks_of,
-    blocks_of_layers,
     group_blocks,
     require_weights,
 )
@@ -77,7 +77,7 @@ def _layers_with_variables(
     graph: FunctionalGraph, start: int, stop: int
 ) -> list[keras.layers.Layer]:
     layers = {id(n.layer): n.layer for n in graph.nodes[start:stop] if n.layer is not None}
-    return [layer for layer in layers.values() if LayerGroup("", (layer,)).variables]
+    return [layer for layer in layers.values() if has_variables(layer)]
 
 
 def _head_start(model: keras.Model, graph: FunctionalGraph, head: str | None) -> tuple[int, str]:
@@ -86,7 +86,7 @@ def _head_start(model: keras.Model, graph: FunctionalGraph, head: str | None) ->
     nested = {
         id(n.top_level): n.top_level
         for n in graph.nodes
-        if isinstance(n.top_level, keras.Model) and LayerGroup("", (n.top_level,)).variables
+        if isinstance(n.top_level, keras.Model) and has_variables(n.top_level)
     }
     if len(nested) > 1:
         names = ", ".join(repr(m.name) for m in nested.values())
@@ -136,7 +136,7 @@ def _reduces(node: Any, graph: FunctionalGraph) -> bool:
 
 def _groups_of_layers(model: keras.Model, groups: Groups, head: str | None) -> LayerGroups:
     """A subclassed model: its top-level layers, in the order in which they were made."""
-    layers = [la for la in model.layers if LayerGroup("", (la,)).variables]
+    layers = [la for la in model.layers if has_variables(la)]
     names = [layer.name for layer in layers]
     if head is not None:
         if head not in names:
@@ -167,8 +167,8 @@ def _groups_of_layers(model: keras.Model, groups: Groups, head: str | None) -> L
         split = LayerGroups(LayerGroup(g.name, g.layers, g.output_shape) for g in split)
     else:
         split = group_blocks(blocks_of_layers(layers[:start]), groups)
-    covered = {id(v) for la in layers for v in LayerGroup("", (la,)).variables}
-    loose = [v.path for v in LayerGroup("", (model,)).variables if id(v) not in covered]
+    covered = {id(v) for la in layers for v in variables_that_may_train([la])}
+    loose = [v.path for v in variables_that_may_train([model]) if id(v) not in covered]
     if loose:
         raise ValueError(
             f"{model.name!r} has weights that belong to no layer ({', '.join(loose[:3])}), so no "

@@ -11,7 +11,8 @@ import numpy as np
 
 from keras_transfer import _checks, _keras_internals, _trainability
 from keras_transfer._stock_model import stock_model_groups
-from keras_transfer.layer_groups import Groups, LayerGroups, format_table
+from keras_transfer._tables import format_table
+from keras_transfer.layer_groups import Groups, LayerGroups
 from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
@@ -218,8 +219,7 @@ def _warnings(
         same = row.groups == row_before.groups and row.rates == row_before.rates
         if same and stage.train == before.train and stage.schedule == before.schedule:
             found.append(
-                f"stage {stage.name!r} trains the same groups at the same rates as "
-                f"{before.name!r}."
+                f"stage {stage.name!r} trains the same groups at the same rates as {before.name!r}."
             )
     return found
 

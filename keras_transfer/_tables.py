@@ -1,0 +1,21 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lays out rows of text as a plain table; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def format_shape(shape: Sequence[int | None]) -> str:
+    """Writes a tensor's shape, with `…` for what is not known beforehand."""
+    return "(" + ", ".join("…" if d is None else str(d) for d in shape) + ")"
