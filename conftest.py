@@ -1,0 +1,84 @@
+"""What every test starts from, and the examples in README, docs and docstrings as tests."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import contextlib
+import io
+
+import hypothesis
+import keras
+import pytest
+from sybil import Example, Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+# The same examples at every run, and no deadline: TensorFlow's first call is slow.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Scripts that tests start as processes of their own, or that made their reference values.
+collect_ignore_glob = ["tests/replicas/*", "tests/*/reference/*"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Every test has the same random numbers, automatic layer names and precision."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def pytest_collection_modifyitems(items):
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+# --- Examples -----------------------------------------------------------------------------
+# Fenced Python in README, docs and docstrings runs here; `>>>` examples in docstrings run by
+# --doctest-modules. A block marked `text` right after one that prints shows what it printed,
+# and has to be just that.
+
+run_python = PythonEvaluator()
+
+
+def run_and_keep_output(example: Example) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_python(example)
+    example.namespace["_printed"] = printed.getvalue()
+
+
+def compare_output(example: Example) -> str | None:
+    printed = example.namespace.pop("_printed", "")
+    shown = [line.rstrip() for line in example.parsed.strip().splitlines()]
+    real = [line.rstrip() for line in printed.strip().splitlines()]
+    if not real or shown == real:
+        return None
+    return "The block before this one printed something else:\n" + "\n".join(real)
+
+
+parsers = [
+    SkipParser(),
+    CodeBlockParser("python", run_and_keep_output),
+    CodeBlockParser("text", compare_output),
+]
+pages = Sybil(parsers, patterns=["README.md", "docs/**/*.md"], fixtures=["fresh_keras"])
+docstrings = Sybil(
+    parsers,
+    patterns=["keras_transfer/**/*.py"],
+    document_types={".py": PythonDocStringDocument},
+    fixtures=["fresh_keras"],
+)
+pytest_collect_file = (pages + docstrings).pytest()
