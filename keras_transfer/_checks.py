@@ -1,4 +1,4 @@
-"""Argument checks that speak the package's error form: what is wrong, what was received, what to do."""
+"""Argument checks in the package's error form: what is wrong, what was received, what to do."""
 
 from __future__ import annotations
 

@@ -274,9 +274,7 @@ def skip_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
     object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda pairs: pairs)
 
 
-def decay_weights(
-    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
-) -> None:
+def decay_weights(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
     """Applies the optimizer's decoupled weight decay to `variables`, at its learning rate."""
     optimizer._apply_weight_decay(variables)
 

@@ -133,7 +133,8 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
     with model.distribute_strategy.scope():
         optimizer = find_discriminative(model.optimizer)
         if optimizer is None:
-            _keras_internals.set_optimizer(model, DiscriminativeOptimizer.take_over(model.optimizer))
+            adopted = DiscriminativeOptimizer.take_over(model.optimizer)
+            _keras_internals.set_optimizer(model, adopted)
             optimizer = find_discriminative(model.optimizer)
             assert optimizer is not None
         optimizer.set_groups(groups.by_name())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,10 +123,10 @@ def describe(
     ...     backbone, keras.layers.Dense(1, name="new_head"), groups="blocks")
     >>> model.compile("adam", "mse")
     >>> print(ktf.describe(model, ktf.recipes.lp_ft()))
-    stage  epochs  trains            parameters     learning rate  optimizer memory
-    -----  ------  ----------------  -------------  -------------  ----------------
-    probe  1-5     new_head          9 (7.44 %)     0.001          0.0 MB
-    all    6-10    stem to new_head  121 (100 %)    0.0001         0.0 MB
+    stage  epochs  trains            parameters   learning rate  optimizer memory
+    -----  ------  ----------------  -----------  -------------  ----------------
+    probe  1-5     new_head          9 (7.44 %)   0.001          0.0 MB
+    all    6-10    stem to new_head  121 (100 %)  0.0001         0.0 MB
     10 epochs in all.
     """
     if not isinstance(plan, UnfreezingPlan):
@@ -213,8 +214,8 @@ def _warnings(
             still = ", ".join(name for name, rate in row.rates.items() if rate == 0)
             found.append(f"stage {stage.name!r} gives {still} a learning rate of 0.")
         found += _schedule_warnings(stage, steps_per_epoch)
-    for (before, row_before), (stage, row) in zip(
-        zip(plan.stages, rows, strict=True), list(zip(plan.stages, rows, strict=True))[1:]
+    for (before, row_before), (stage, row) in itertools.pairwise(
+        zip(plan.stages, rows, strict=True)
     ):
         same = row.groups == row_before.groups and row.rates == row_before.rates
         if same and stage.train == before.train and stage.schedule == before.schedule:

@@ -54,8 +54,8 @@ class TransferModel(keras.Model):
     ...     weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35)
     >>> model = ktf.TransferModel(backbone, head=ktf.layers.ClassificationHead(num_classes=10))
     >>> model.freeze()
-    >>> len(model.layer_groups), len(model.trainable_variables), model.output_shape
-    (6, 2, (None, 10))
+    >>> len(model.layer_groups), len(model.trainable_variables)
+    (6, 2)
     """
 
     def __init__(

@@ -141,7 +141,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
             self._enter(index, epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        assert self.stage is not None and self.stage_index is not None
+        assert self.stage is not None
+        assert self.stage_index is not None
         self._stage_epochs += 1
         logs = {} if logs is None else logs
         self._watch(logs)
@@ -283,7 +284,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         optimizer.start_stage(shape)
 
     def _sentence(self, stage: Stage) -> str:
-        assert self._layer_groups is not None and self.stage_index is not None
+        assert self._layer_groups is not None
+        assert self.stage_index is not None
         training = {id(v) for v in self._variables[self.stage_index]}
         groups = [g for g in self._layer_groups if any(id(v) in training for v in g.variables)]
         named = ", ".join(group.name for group in groups)
@@ -322,7 +324,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def _add_columns(self, logs: dict[str, Any]) -> None:
         optimizer = find_discriminative(self.model.optimizer)
-        assert optimizer is not None and self._layer_groups is not None
+        assert optimizer is not None
+        assert self._layer_groups is not None
         logs["stage"] = self.stage_index
         logs["trainable_parameters"] = self._trainable_parameters()
         # A frozen group has no rate. Its column is there all the same, since `CSVLogger`

@@ -1,0 +1,227 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_transfer as ktf
+from keras_transfer.callbacks import GradualUnfreezing
+
+PLAN = ktf.UnfreezingPlan(
+    [
+        ktf.Stage("probe", depth=1, epochs=1),
+        ktf.Stage("top", depth=2, epochs=1),
+        ktf.Stage("all", depth="all", epochs=1),
+    ]
+)
+# Kernel and bias of each: stem, mid, top, head.
+EXPECTED = [
+    [False] * 6 + [True] * 2,
+    [False] * 4 + [True] * 4,
+    [True] * 8,
+]
+
+
+def backbone():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, "tanh", name="stem"),
+            keras.layers.Dense(8, "tanh", name="mid"),
+            keras.layers.Dense(8, "tanh", name="top"),
+        ],
+        name="body",
+    )
+
+
+def stock():
+    return keras.Sequential([backbone(), keras.layers.Dense(3, "softmax", name="new")])
+
+
+def transfer():
+    return ktf.TransferModel(
+        backbone(), keras.layers.Dense(3, "softmax", name="new"), groups="blocks"
+    )
+
+
+def data():
+    keras.utils.set_random_seed(0)
+    return np.random.normal(size=(16, 6)).astype("float32"), np.arange(16) % 3
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Records which weights moved in each epoch, bit for bit."""
+
+    def on_train_begin(self, logs=None):
+        self.moves = []
+        self.before = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        after = self.model.get_weights()
+        self.moves.append(
+            [not np.array_equal(a, b) for a, b in zip(self.before, after, strict=False)]
+        )
+        self.before = after
+
+
+def compiled(model, optimizer="adam"):
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    return model
+
+
+def unfreezing(model, plan=PLAN):
+    groups = None if isinstance(model, ktf.TransferModel) else "blocks"
+    return GradualUnfreezing(plan, groups=groups, verbose=0)
+
+
+@pytest.mark.parametrize("make", [stock, transfer])
+@pytest.mark.parametrize("froze_first", [True, False])
+def test_only_the_groups_of_the_stage_move(make, froze_first):
+    x, y = data()
+    model = make()
+    if froze_first:
+        model.layers[0].trainable = False
+    compiled(model)
+    seen = Snapshots()
+    history = model.fit(x, y, epochs=3, verbose=0, callbacks=[unfreezing(model), seen])
+    assert seen.moves == EXPECTED
+    assert history.history["stage"] == [0, 1, 2]
+
+
+def test_the_naive_toggle_moves_nothing_new():
+    class Toggle(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.layers[0].trainable = True
+
+    x, y = data()
+    model = stock()
+    model.layers[0].trainable = False
+    compiled(model)
+    seen = Snapshots()
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[Toggle(), seen])
+    assert seen.moves[1] == [False] * 6 + [True] * 2
+
+
+def test_a_second_fit_with_the_same_object_starts_over():
+    x, y = data()
+    model = compiled(stock())
+    callback = unfreezing(model)
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[callback])
+    seen = Snapshots()
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[callback, seen])
+    assert seen.moves == EXPECTED
+
+
+def test_initial_epoch_lands_in_the_right_stage():
+    x, y = data()
+    model = compiled(stock())
+    seen = Snapshots()
+    model.fit(x, y, epochs=2, initial_epoch=1, verbose=0, callbacks=[unfreezing(model), seen])
+    assert seen.moves == EXPECTED[1:2]
+
+
+def test_a_stock_model_gets_its_plain_optimizer_back_with_its_slots():
+    x, y = data()
+    model = compiled(stock(), keras.optimizers.Adam())
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[unfreezing(model)])
+    assert type(model.optimizer) is keras.optimizers.Adam
+    assert int(model.optimizer.iterations.numpy()) == 3
+    assert all(np.abs(slot.numpy()).max() > 0 for slot in model.optimizer.variables[2:])
+
+
+def test_the_stage_change_leaves_the_heads_slots_alone():
+    class AtTheBoundary(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.slots = []
+
+        def _read(self):
+            optimizer = self.model.optimizer
+            names = [v.path for v in self.model.layers[-1].variables]
+            states = optimizer._table.saved_states()
+            return {n: states[n].slots for n in names}
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.slots.append(self._read())
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                self.slots.append(self._read())
+
+    x, y = data()
+    model = compiled(stock())
+    seen = AtTheBoundary()
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[unfreezing(model), seen])
+    before, after = seen.slots[0], seen.slots[1]
+    assert before.keys() == after.keys()
+    for name, slots in before.items():
+        assert slots.keys() == after[name].keys()
+        assert all(np.array_equal(v, after[name][k]) for k, v in slots.items())
+
+
+def test_epochs_beyond_the_plan_are_an_error():
+    x, y = data()
+    model = compiled(stock())
+    with pytest.raises(ValueError, match=r"epochs=4, but the plan ends after 3"):
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[unfreezing(model)])
+
+
+def test_depth_beyond_the_groups_is_an_error():
+    x, y = data()
+    model = compiled(stock())
+    plan = ktf.UnfreezingPlan([ktf.Stage("top", depth=9, epochs=1)])
+    with pytest.raises(ValueError, match=r"trains the top 9 layer groups, but the model has 4"):
+        model.fit(x, y, epochs=1, verbose=0, callbacks=[unfreezing(model, plan)])
+
+
+def test_biases_alone_train_in_a_bias_stage():
+    x, y = data()
+    model = compiled(transfer())
+    plan = ktf.UnfreezingPlan([ktf.Stage("bias", train="bias", epochs=1)])
+    seen = Snapshots()
+    model.fit(x, y, verbose=0, callbacks=[unfreezing(model, plan), seen])
+    assert seen.moves == [[False, True] * 3 + [True] * 2]
+
+
+def test_peak_lr_and_decay_set_the_rates_of_the_groups():
+    x, y = data()
+    model = compiled(transfer())
+    plan = ktf.UnfreezingPlan([ktf.Stage("all", depth="all", epochs=1, peak_lr=0.01, lr_decay=0.5)])
+    history = model.fit(x, y, verbose=0, callbacks=[unfreezing(model, plan)]).history
+    rates = [history[f"learning_rate/{n}"][0] for n in ("stem", "mid", "top", "new")]
+    np.testing.assert_allclose(rates, [0.00125, 0.0025, 0.005, 0.01], rtol=1e-6)
+
+
+def test_a_stage_with_patience_ends_early_and_the_next_begins():
+    x, y = data()
+    model = compiled(transfer())
+    plan = ktf.UnfreezingPlan(
+        [
+            ktf.Stage("probe", depth=1, epochs=5, monitor="loss", patience=1, min_delta=1e9),
+            ktf.Stage("all", depth="all", epochs=1),
+        ]
+    )
+    history = model.fit(x, y, verbose=0, callbacks=[unfreezing(model, plan)]).history
+    assert history["stage"] == [0, 0, 1]
+
+
+def test_a_transfer_model_is_the_same_after_saving_and_loading(tmp_path):
+    x, y = data()
+    model = compiled(transfer())
+    model.fit(x, y, verbose=0, epochs=2, callbacks=[unfreezing(model)])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    flags = [v.trainable for v in model.layer_groups.variables]
+    assert [v.trainable for v in loaded.layer_groups.variables] == flags
+    losses = [m.fit(x, y, verbose=0, shuffle=False).history["loss"] for m in (model, loaded)]
+    assert losses[0] == losses[1]
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_labels_that_do_not_fit_the_head_are_an_error():
+    x, _ = data()
+    model = ktf.TransferModel(backbone(), ktf.layers.ClassificationHead(3))
+    compiled(model)
+    with pytest.raises(ValueError, match=r"num_classes=3, so class ids run from 0 to 2"):
+        model.fit(x, np.full(16, 3), verbose=0)

@@ -1,0 +1,51 @@
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_transfer import Stage, UnfreezingPlan
+
+plans = st.lists(st.integers(1, 6), min_size=1, max_size=5).map(
+    lambda epochs: UnfreezingPlan(
+        [Stage(f"s{i}", depth=i + 1, epochs=n) for i, n in enumerate(epochs)]
+    )
+)
+
+
+@given(plans)
+def test_every_epoch_has_its_stage_and_a_plan_survives_json_and_pickling(plan):
+    order = [plan.index_at(epoch) for epoch in range(plan.total_epochs)]
+    assert order == sorted(order)
+    assert set(order) == set(range(len(plan.stages)))
+    assert [order.index(i) for i in range(len(plan.stages))] == [
+        plan.first_epoch(i) for i in range(len(plan.stages))
+    ]
+    assert UnfreezingPlan.from_json(plan.to_json()) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 1}, "needs `epochs`"),
+        ({"epochs": 1}, "exactly one of `depth`"),
+        ({"depth": 1, "train": "all", "epochs": 1}, "exactly one of `depth`"),
+        ({"depth": 0, "epochs": 1}, "`depth` must be at least 1"),
+        ({"depth": "everything", "epochs": 1}, "`depth` must be one of 'all'"),
+        ({"depth": 1, "epochs": 1, "peak_lr": -1}, "`peak_lr` must be finite and above 0"),
+        ({"depth": 1, "epochs": 1, "lr_decay": 2}, "`lr_decay` must be finite and at most 1"),
+        ({"depth": 1, "epochs": 1, "schedule": "one_cicle"}, "Did you mean 'one_cycle'"),
+        ({"depth": 1, "epochs": 1, "warmup_epochs": 1}, "this stage has none"),
+        ({"train": [], "epochs": 1}, "names no layer group"),
+        ({"train": ["bias"], "epochs": 1}, "stands alone"),
+    ],
+)
+def test_a_wrong_stage_is_an_error_that_names_the_stage(arguments, message):
+    with pytest.raises(ValueError, match=rf"Stage 'x': .*{message}"):
+        Stage("x", **arguments)
+
+
+def test_two_stages_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match=r"different names\. Received twice: 'a'"):
+        UnfreezingPlan([Stage("a", depth=1, epochs=1), Stage("a", depth=2, epochs=1)])
