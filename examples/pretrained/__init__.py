@@ -1,0 +1,1 @@
+"""Pretrained networks rebuilt in Keras, with weights from installed packages."""
