@@ -34,6 +34,12 @@ def fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """What an example writes, it writes into a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 def pytest_collection_modifyitems(items):
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
@@ -62,11 +68,10 @@ def run_and_keep_output(example: Example) -> None:
 
 def compare_output(example: Example) -> str | None:
     printed = example.namespace.pop("_printed", "")
-    shown = [line.rstrip() for line in example.parsed.strip().splitlines()]
-    real = [line.rstrip() for line in printed.strip().splitlines()]
-    if not real or shown == real:
+    # Line breaks do not count, so that a long message can be shown wrapped.
+    if not printed.strip() or example.parsed.split() == printed.split():
         return None
-    return "The block before this one printed something else:\n" + "\n".join(real)
+    return f"The block before this one printed something else:\n{printed}"
 
 
 parsers = [
@@ -74,11 +79,12 @@ parsers = [
     CodeBlockParser("python", run_and_keep_output),
     CodeBlockParser("text", compare_output),
 ]
-pages = Sybil(parsers, patterns=["README.md", "docs/**/*.md"], fixtures=["fresh_keras"])
+fixtures = ["fresh_keras", "empty_folder"]
+pages = Sybil(parsers, patterns=["README.md", "docs/*.md", "docs/*/*.md"], fixtures=fixtures)
 docstrings = Sybil(
     parsers,
-    patterns=["keras_transfer/**/*.py"],
+    patterns=["keras_transfer/*.py", "keras_transfer/*/*.py"],
     document_types={".py": PythonDocStringDocument},
-    fixtures=["fresh_keras"],
+    fixtures=fixtures,
 )
 pytest_collect_file = (pages + docstrings).pytest()
