@@ -23,10 +23,10 @@ def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
     """Checks a whole number; a float or a bool is a `TypeError`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"`{name}` must be a whole number. Received: {name}={value!r}")
-    value = int(value)
-    if minimum is not None and value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}. Received: {name}={value}")
-    return value
+    whole = int(value)
+    if minimum is not None and whole < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}. Received: {name}={whole}")
+    return whole
 
 
 def number(
@@ -41,20 +41,20 @@ def number(
     """Checks a finite number in a range; `above` and `below` exclude the bound itself."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
-    value = float(value)
+    real = float(value)
     limits = []
     if minimum is not None:
-        limits.append((value >= minimum, f"at least {minimum:g}"))
+        limits.append((real >= minimum, f"at least {minimum:g}"))
     if maximum is not None:
-        limits.append((value <= maximum, f"at most {maximum:g}"))
+        limits.append((real <= maximum, f"at most {maximum:g}"))
     if above is not None:
-        limits.append((value > above, f"above {above:g}"))
+        limits.append((real > above, f"above {above:g}"))
     if below is not None:
-        limits.append((value < below, f"below {below:g}"))
-    if not math.isfinite(value) or not all(ok for ok, _ in limits):
+        limits.append((real < below, f"below {below:g}"))
+    if not math.isfinite(real) or not all(ok for ok, _ in limits):
         wanted = " and ".join(["finite", *(text for _, text in limits)])
-        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value:g}")
-    return value
+        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={real:g}")
+    return real
 
 
 def choice(value: Any, name: str, options: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ inputs, and would have to be made anew for each cut.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,12 @@ class Node:
     arguments: Any = None
     tensors: tuple[int, ...] = ()
     enters: Any = None
-    top_level: Any = None
+    inside: tuple[keras.layers.Layer, ...] = ()  # the nested models around it, outermost first
+
+    @property
+    def top_level(self) -> Any:
+        """The operation or nested model that the outermost model calls."""
+        return self.inside[0] if self.inside else self.operation
 
     @property
     def layer(self) -> keras.layers.Layer | None:
@@ -78,7 +84,7 @@ class FunctionalGraph:
         self.functional = functional
         self.nodes: list[Node] = []
         self._nested_calls = 0
-        self._append_nodes((), functional, None)
+        self._append_nodes((), functional, ())
         self.inputs = [_key((), t) for t in _keras_internals.graph_inputs(functional)]
         self.outputs = [_key((), t) for t in _keras_internals.graph_outputs(functional)]
         self._shapes = {
@@ -88,46 +94,63 @@ class FunctionalGraph:
             self._shapes.update(zip(node.writes, node.shapes, strict=True))
         self.boundaries = self._find_boundaries()
 
-    def _append_nodes(self, scope: tuple[int, ...], functional: Any, top_level: Any) -> None:
+    def _append_nodes(
+        self, scope: tuple[int, ...], functional: Any, inside: tuple[keras.layers.Layer, ...]
+    ) -> None:
         for node in _keras_internals.graph_nodes(functional):
             operation = node.operation
-            outermost = operation if top_level is None else top_level
-            reads = tuple(dict.fromkeys(_key(scope, t) for t in node.input_tensors))
-            writes = tuple(_key(scope, t) for t in node.outputs)
-            shapes = tuple(tuple(t.shape) for t in node.outputs)
-            tensors = tuple(dict.fromkeys(id(t) for t in node.input_tensors))
             nested = _keras_internals.functional_of(operation)
+            called = Node(
+                operation if nested is None else None,
+                tuple(dict.fromkeys(_key(scope, t) for t in node.input_tensors)),
+                tuple(_key(scope, t) for t in node.outputs),
+                tuple(tuple(t.shape) for t in node.outputs),
+                arguments=node.arguments,
+                tensors=tuple(dict.fromkeys(id(t) for t in node.input_tensors)),
+                inside=inside,
+            )
             if nested is None:
-                self.nodes.append(
-                    Node(
-                        operation,
-                        reads,
-                        writes,
-                        shapes,
-                        node.arguments,
-                        tensors,
-                        top_level=outermost,
-                    )
-                )
+                self.nodes.append(called)
                 continue
             self._nested_calls += 1
             inner = (*scope, self._nested_calls)
             ways_in = _keras_internals.graph_inputs(nested)
-            self.nodes.append(
-                Node(
-                    None,
-                    reads,
-                    tuple(_key(inner, t) for t in ways_in),
-                    tuple(tuple(t.shape) for t in ways_in),
-                    node.arguments,
-                    tensors,
-                    enters=nested,
-                    top_level=outermost,
-                )
+            ways_out = _keras_internals.graph_outputs(nested)
+            around = (*inside, operation)
+            way_in = dataclasses.replace(
+                called,
+                writes=tuple(_key(inner, t) for t in ways_in),
+                shapes=tuple(tuple(t.shape) for t in ways_in),
+                enters=nested,
+                inside=around,
             )
-            self._append_nodes(inner, nested, outermost)
-            ways_out = tuple(_key(inner, t) for t in _keras_internals.graph_outputs(nested))
-            self.nodes.append(Node(None, ways_out, writes, shapes, top_level=outermost))
+            way_out = dataclasses.replace(
+                called,
+                reads=tuple(_key(inner, t) for t in ways_out),
+                arguments=None,
+                tensors=(),
+                inside=around,
+            )
+            self.nodes.append(way_in)
+            self._append_nodes(inner, nested, around)
+            self.nodes.append(way_out)
+
+    def upstream_of(self, keys: Sequence[Key]) -> set[int]:
+        """Returns the positions of the nodes that tensors of the graph are computed from."""
+        written = {key: index for index, node in enumerate(self.nodes) for key in node.writes}
+        return set(self._recomputed(keys, written)[0])
+
+    def reordered(self, first: set[int]) -> FunctionalGraph:
+        """Returns the same graph with some nodes before all others.
+
+        Args:
+            first: Positions of nodes that depend on no other node (`upstream_of`).
+        """
+        graph = copy.copy(self)
+        graph.nodes = [self.nodes[i] for i in sorted(first)]
+        graph.nodes += [node for i, node in enumerate(self.nodes) if i not in first]
+        graph.boundaries = graph._find_boundaries()
+        return graph
 
     def shapes_read_by(self, node: Node) -> list[tuple[int | None, ...]]:
         """Returns the shapes of the tensors that a node reads, with the batch."""
@@ -144,20 +167,21 @@ class FunctionalGraph:
         last_read.update(dict.fromkeys(self.outputs, len(self.nodes)))
         free = self._keys_without_weights()
         written: dict[Key, int] = {}
-        last_use = self._last_use_of_layers()
-        open_layers: set[int] = set()
+        last_use = self._last_use_of_variables()
+        shared: set[int] = set()
         alive: set[Key] = set(self.inputs)
         boundaries = []
         for index, node in enumerate(self.nodes):
             written.update(dict.fromkeys(node.writes, index))
             alive.update(node.writes)
             alive = {key for key in alive if last_read.get(key, -1) > index}
-            if node.layer is not None and node.layer.variables:
-                open_layers.add(id(node.layer))
-            # A layer that is called on both sides belongs to no single group.
-            open_layers = {layer for layer in open_layers if last_use[layer] > index}
+            if node.layer is not None:
+                shared.update(id(v) for v in node.layer.variables)
+            # Variables used on both sides (a layer called twice, tied weights) would belong
+            # to two groups.
+            shared = {variable for variable in shared if last_use[variable] > index}
             carried = [key for key in alive if key not in free]
-            if len(carried) == 1 and not open_layers:
+            if len(carried) == 1 and not shared:
                 side = [key for key in alive if key in free]
                 side_nodes, side_inputs = self._recomputed(side, written)
                 key = carried[0]
@@ -174,8 +198,9 @@ class FunctionalGraph:
                 free.update(node.writes)
         return free
 
-    def _last_use_of_layers(self) -> dict[int, int]:
-        return {id(n.layer): i for i, n in enumerate(self.nodes) if n.layer is not None}
+    def _last_use_of_variables(self) -> dict[int, int]:
+        layers = ((i, node.layer) for i, node in enumerate(self.nodes) if node.layer is not None)
+        return {id(variable): i for i, layer in layers for variable in layer.variables}
 
     def _recomputed(
         self, keys: Sequence[Key], written: Mapping[Key, int]
@@ -215,13 +240,34 @@ class FunctionalGraph:
                 outputs = [values[key] for key in node.reads]
             else:
                 known = {t: values[key] for t, key in zip(node.tensors, node.reads, strict=True)}
-                args, kwargs = node.arguments.fill_in(known)
+                args, kwargs = _keras_internals.fill_in_arguments(node.arguments, known)
                 if node.enters is not None:
-                    outputs = _keras_internals.standardize_inputs(node.enters, args[0])
+                    outputs = _enter(node.enters, args, kwargs)
                 else:
                     outputs = keras.tree.flatten(call(node.operation, args, kwargs))
             values.update(zip(node.writes, outputs, strict=True))
         return values
+
+    def pack_outputs(self, outputs: list[Any]) -> Any:
+        """Gives flat outputs the structure that calling the model returns."""
+        return _keras_internals.pack_outputs(self.functional, outputs)
+
+
+def _enter(functional: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Does what a functional model does to its arguments before its graph runs."""
+    inputs, mask = _functional_arguments(*args, **kwargs)
+    tensors = _keras_internals.standardize_inputs(functional, inputs)
+    for tensor, its_mask in zip(tensors, keras.tree.flatten(mask), strict=False):
+        if its_mask is not None:
+            _keras_internals.set_mask(tensor, its_mask)
+    return tensors
+
+
+def _functional_arguments(
+    inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Returns inputs and mask out of the arguments that a functional model was called with."""
+    return inputs, mask
 
 
 def _key(scope: tuple[int, ...], tensor: Any) -> Key:

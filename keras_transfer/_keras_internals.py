@@ -58,9 +58,9 @@ def accepts_training(operation: Any) -> bool:
     return bool(getattr(operation, "_call_has_training_arg", False))
 
 
-def get_mask(tensor: Any) -> Any:
-    """Returns the mask that rides on a tensor, or `None`."""
-    return getattr(tensor, "_keras_mask", None)
+def is_random(layer: keras.layers.Layer) -> bool:
+    """Whether the layer itself (not one inside it) draws random numbers, as dropout does."""
+    return bool(layer._seed_generators)
 
 
 def set_mask(tensor: Any, mask: Any) -> None:
@@ -109,6 +109,14 @@ def standardize_inputs(functional: Functional, inputs: Any) -> list[Any]:
     return list(functional._standardize_inputs(inputs))
 
 
+def fill_in_arguments(
+    arguments: Any, values: dict[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a node's arguments with values for its symbolic tensors, keyed by `id`."""
+    args, kwargs = arguments.fill_in(values)
+    return tuple(args), dict(kwargs)
+
+
 def pack_outputs(functional: Functional, outputs: list[Any]) -> Any:
     """Gives flat outputs the structure that calling the model returns."""
     packed = keras.tree.pack_sequence_as(functional._outputs_struct, outputs)
@@ -155,6 +163,18 @@ def sync_compiled_trainable_state(model: keras.Model) -> None:
     warn after every stage change.
     """
     model._compiled_trainable_state = {layer: layer.trainable for layer in model._flatten_layers()}
+
+
+def metric_direction(model: keras.Model, name: str) -> str | None:
+    """Returns `"up"` or `"down"`, where Keras knows which way a metric improves, else `None`."""
+    found: list[Any] = []
+    for metric in model.metrics:
+        # Several metrics lie in one container, which is itself a metric.
+        found += getattr(metric, "metrics", None) or [metric]
+    for metric in found:
+        if metric.name == name and hasattr(metric, "_direction"):
+            return "up" if metric._direction == "up" else "down"
+    return None
 
 
 # --- Optimizers ---------------------------------------------------------------------------

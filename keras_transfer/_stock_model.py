@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_transfer import _checks, _keras_internals
-from keras_transfer._blocks import blocks_of, blocks_of_layers
-from keras_transfer._functional_graph import FunctionalGraph
+from keras_transfer._blocks import Shape, blocks_of_graph, blocks_of_layers
+from keras_transfer._functional_graph import FunctionalGraph, Node
 from keras_transfer._layer_variables import has_variables, variables_that_may_train
 from keras_transfer.layer_groups import (
     Groups,
@@ -29,7 +30,9 @@ def stock_model_groups(
 
     The head is everything after the single nested model; where the backbone is inlined,
     everything from the last reduction of the spatial or sequence axes on (a reduction that
-    has weights itself, such as an LSTM's last step, still belongs to the backbone).
+    has weights itself, such as an LSTM's last step, still belongs to the backbone). Layers
+    that the backbone does not depend on, such as a branch for further inputs, belong to the
+    head as well.
 
     Args:
         model: A built functional, Sequential or subclassed model.
@@ -45,49 +48,92 @@ def stock_model_groups(
             if nothing lies before it.
     """
     require_weights(model)
+    if head is not None and not isinstance(head, str):
+        raise TypeError(f"`head` must be the name of a layer. Received: head={head!r}")
     if _keras_internals.functional_of(model) is None:
         return _groups_of_layers(model, groups, head)
     graph = FunctionalGraph(model)
-    stop, note = _head_start(model, graph, head)
-    stop = min(stop, len(graph.nodes))
-    layers = _layers_with_variables(graph, stop, len(graph.nodes))
-    before = {id(la) for la in _layers_with_variables(graph, 0, stop)}
+    backbone, note = _find_backbone(model, graph, head)
+    stop = len(backbone)
+    graph = graph.reordered(backbone)
+    before = _layers_with_variables(graph.nodes[:stop])
+    layers = _layers_with_variables(graph.nodes[stop:])
     if not layers or not before:
         raise ValueError(
             f"The head of {model.name!r} was looked for {note}, but that leaves "
             f"{'no weights in the head' if before else 'no backbone before it'}. {HEAD_REMEDY}"
         )
-    if any(id(layer) in before for layer in layers):
+    held = {id(v) for v in variables_that_may_train(before)}
+    shared = next((v.path for v in variables_that_may_train(layers) if id(v) in held), None)
+    if shared is not None:
         raise ValueError(
-            f"The head of {model.name!r} shares layers with its backbone. {HEAD_REMEDY}"
+            f"The head of {model.name!r}, looked for {note}, shares weights with its backbone "
+            f"({shared}). {HEAD_REMEDY}"
         )
-    split = group_blocks(blocks_of(model, stop), groups)
-    head_layers = {id(n.layer): n.layer for n in graph.nodes[stop:] if n.layer is not None}
-    shape = graph.nodes[-1].shapes[0] if graph.nodes[-1].shapes else None
-    return _with_head(split, LayerGroup(layers[0].name, tuple(head_layers.values()), shape), note)
+    if len(before) == 1 and _own_groups(before[0]) is not None:
+        split = _groups_of_backbone(before[0], groups)
+    else:
+        split = _without_boundaries(group_blocks(blocks_of_graph(graph, stop), groups))
+    in_head = {id(n.layer): n.layer for n in graph.nodes[stop:] if n.layer is not None}
+    shape = graph.shape_of(graph.outputs[0]) if len(graph.outputs) == 1 else None
+    return _with_head(split, layers[0].name, in_head.values(), shape, note)
 
 
-def _with_head(split: LayerGroups, head: LayerGroup, note: str) -> LayerGroups:
-    if head.name in split.names:
-        head = LayerGroup("head", head.layers, head.output_shape)
+def _with_head(
+    split: LayerGroups,
+    name: str,
+    layers: Iterable[keras.layers.Layer],
+    shape: Shape | None,
+    note: str,
+) -> LayerGroups:
+    head = LayerGroup("head" if name in split.names else name, tuple(layers), shape)
     return LayerGroups([*split, head], has_head=True, note=note)
 
 
-def _layers_with_variables(
-    graph: FunctionalGraph, start: int, stop: int
-) -> list[keras.layers.Layer]:
-    layers = {id(n.layer): n.layer for n in graph.nodes[start:stop] if n.layer is not None}
+def _without_boundaries(split: LayerGroups) -> LayerGroups:
+    """Drops the boundaries: a callback on a stock model cannot start the model at one."""
+    return LayerGroups(LayerGroup(g.name, g.layers, g.output_shape) for g in split)
+
+
+def _own_groups(layer: Any) -> LayerGroups | None:
+    """The layer groups of a `PretrainedBackbone` inside a stock model."""
+    own = getattr(layer, "layer_groups", None)
+    return own if isinstance(own, LayerGroups) and not own.has_head else None
+
+
+def _groups_of_backbone(layer: keras.layers.Layer, groups: Groups) -> LayerGroups:
+    own = _own_groups(layer)
+    if own is None:
+        return _without_boundaries(backbone_groups(layer, groups))
+    if groups != "auto":
+        raise ValueError(
+            f"The backbone {layer.name!r} has its own layer groups. Pass `groups` to "
+            f"{type(layer).__name__} instead."
+        )
+    return _without_boundaries(own)
+
+
+def _layers_with_variables(nodes: Iterable[Node]) -> list[keras.layers.Layer]:
+    layers = {id(n.layer): n.layer for n in nodes if n.layer is not None}
     return [layer for layer in layers.values() if has_variables(layer)]
 
 
-def _head_start(model: keras.Model, graph: FunctionalGraph, head: str | None) -> tuple[int, str]:
+def _is_backbone(layer: Any) -> bool:
+    is_candidate = isinstance(layer, keras.Model) or _own_groups(layer) is not None
+    return is_candidate and has_variables(layer)
+
+
+# --- Functional models ----------------------------------------------------------------------
+
+
+def _find_backbone(
+    model: keras.Model, graph: FunctionalGraph, head: str | None
+) -> tuple[set[int], str]:
+    """Returns the nodes of the backbone, and where the head was looked for."""
     if head is not None:
-        return _named_head(model, graph, head), f"from layer {head!r} on, as given"
-    nested = {
-        id(n.top_level): n.top_level
-        for n in graph.nodes
-        if isinstance(n.top_level, keras.Model) and has_variables(n.top_level)
-    }
+        first = graph.nodes[_named_head(model, graph, head)]
+        return graph.upstream_of(first.reads), f"from layer {head!r} on, as given"
+    nested = {id(n.top_level): n.top_level for n in graph.nodes if _is_backbone(n.top_level)}
     if len(nested) > 1:
         names = ", ".join(repr(m.name) for m in nested.values())
         raise ValueError(
@@ -96,28 +142,30 @@ def _head_start(model: keras.Model, graph: FunctionalGraph, head: str | None) ->
         )
     if nested:
         backbone = next(iter(nested.values()))
-        last = max(i for i, n in enumerate(graph.nodes) if n.top_level is backbone)
-        return last + 1, f"after the nested model {backbone.name!r}"
-    reductions = [i for i, n in enumerate(graph.nodes) if _reduces(n, graph)]
+        calls = [node for node in graph.nodes if node.top_level is backbone]
+        written = [key for node in calls for key in node.writes]
+        return graph.upstream_of(written), f"after the nested model {backbone.name!r}"
+    reductions = [
+        node for node in graph.nodes if _reduces(node, graph) and not _widens_after(node, graph)
+    ]
     if not reductions:
         raise ValueError(
-            f"{model.name!r} holds no nested model and reduces no spatial or sequence axis, so it "
-            f"is not clear where its head begins. {HEAD_REMEDY}"
+            f"{model.name!r} holds no nested model and reduces no spatial or sequence axis for "
+            f"good, so it is not clear where its head begins. {HEAD_REMEDY}"
         )
     last = reductions[-1]
-    layer = graph.nodes[last].layer
-    name = getattr(graph.nodes[last].operation, "name", "?")
-    if layer is not None and layer.variables:
-        return last + 1, f"after {name!r}, the last reduction of the spatial or sequence axes"
-    return last, f"from {name!r} on, the last reduction of the spatial or sequence axes"
+    name = last.operation.name
+    if last.layer is not None and has_variables(last.layer):
+        where = f"after {name!r}, the last reduction of the spatial or sequence axes"
+        return graph.upstream_of(last.writes), where
+    where = f"from {name!r} on, the last reduction of the spatial or sequence axes"
+    return graph.upstream_of(last.reads), where
 
 
 def _named_head(model: keras.Model, graph: FunctionalGraph, head: str) -> int:
-    if not isinstance(head, str):
-        raise TypeError(f"`head` must be the name of a layer. Received: head={head!r}")
     names = [n.layer.name if n.layer is not None else "" for n in graph.nodes]
     outer = [getattr(n.top_level, "name", "") for n in graph.nodes]
-    for candidates in (names, outer):
+    for candidates in (outer, names):
         if head in candidates:
             return candidates.index(head)
     known = [n for n in dict.fromkeys([*names, *outer]) if n]
@@ -127,16 +175,72 @@ def _named_head(model: keras.Model, graph: FunctionalGraph, head: str) -> int:
     )
 
 
-def _reduces(node: Any, graph: FunctionalGraph) -> bool:
-    """Whether the node hands on fewer axes than it reads, down to (batch, features)."""
-    if node.operation is None or len(node.shapes) != 1 or len(node.shapes[0]) != 2:
+def _reduces(node: Node, graph: FunctionalGraph) -> bool:
+    """Whether the node is the one that takes the spatial or sequence axes away."""
+    if node.operation is None or len(node.shapes) != 1 or not _is_reduced(node.shapes[0]):
         return False
-    return any(len(shape) > 2 for shape in graph.shapes_read_by(node))
+    return any(not _is_reduced(shape) for shape in graph.shapes_read_by(node))
+
+
+def _widens_after(node: Node, graph: FunctionalGraph) -> bool:
+    """Whether what the node writes runs back into maps or sequences.
+
+    Squeeze-and-excitation pools inside each block, and a decoder begins at a vector; no head
+    starts at either.
+    """
+    reached = set(node.writes)
+    for later in graph.nodes:
+        if reached.intersection(later.reads):
+            if not all(map(_is_reduced, later.shapes)):
+                return True
+            reached.update(later.writes)
+    return False
+
+
+def _is_reduced(shape: Shape) -> bool:
+    """Whether a shape is (batch, features), or has nothing but ones for its other axes."""
+    if len(shape) <= 2 or all(d == 1 for d in shape[1:-1]):
+        return True
+    return len(shape) > 3 and all(d == 1 for d in shape[2:])  # channels_first
+
+
+# --- Subclassed models ----------------------------------------------------------------------
 
 
 def _groups_of_layers(model: keras.Model, groups: Groups, head: str | None) -> LayerGroups:
     """A subclassed model: its top-level layers, in the order in which they were made."""
-    layers = [la for la in model.layers if has_variables(la)]
+    layers = [layer for layer in model.layers if has_variables(layer)]
+    start, note = _head_of_layers(model, layers, head)
+    if not 0 < start < len(layers):
+        raise ValueError(
+            f"The head of {model.name!r} was looked for {note}, but that leaves no "
+            f"{'backbone before it' if start == 0 else 'weights in the head'}. {HEAD_REMEDY}"
+        )
+    covered = {id(v) for v in variables_that_may_train(layers)}
+    loose = [v.path for v in variables_that_may_train([model]) if id(v) not in covered]
+    if loose:
+        raise ValueError(
+            f"{model.name!r} has weights that belong to no layer ({', '.join(loose[:3])}), so no "
+            "layer group can hold them. Put them into a layer."
+        )
+    held = {id(v) for v in variables_that_may_train(layers[:start])}
+    shared = [v.path for v in variables_that_may_train(layers[start:]) if id(v) in held]
+    if shared:
+        raise ValueError(
+            f"The head of {model.name!r}, looked for {note}, shares weights with its backbone "
+            f"({shared[0]}). {HEAD_REMEDY}"
+        )
+    if start == 1 and _is_backbone(layers[0]):
+        split = _groups_of_backbone(layers[0], groups)
+    else:
+        split = group_blocks(blocks_of_layers(layers[:start]), groups)
+    return _with_head(split, layers[start].name, layers[start:], None, note)
+
+
+def _head_of_layers(
+    model: keras.Model, layers: list[keras.layers.Layer], head: str | None
+) -> tuple[int, str]:
+    """Returns the first layer of the head, and where it was looked for."""
     names = [layer.name for layer in layers]
     if head is not None:
         if head not in names:
@@ -144,34 +248,16 @@ def _groups_of_layers(model: keras.Model, groups: Groups, head: str | None) -> L
                 f"{model.name!r} has no layer {head!r} with weights at its top level."
                 f"{_checks.did_you_mean(head, names)} `head` names the first layer of the head."
             )
-        start, note = names.index(head), f"from layer {head!r} on, as given"
-    elif "head" in names:
-        start, note = names.index("head"), "from layer 'head' on"
-    else:
-        nested = [i for i, layer in enumerate(layers) if isinstance(layer, keras.Model)]
-        if len(nested) != 1:
-            raise ValueError(
-                f"{model.name!r} is a subclassed model with {len(nested)} nested models, so it is "
-                f"not clear where its head begins. Its layers are: {', '.join(names)}. "
-                f"{HEAD_REMEDY}"
-            )
-        start, note = nested[0] + 1, f"after the nested model {names[nested[0]]!r}"
-    if not 0 < start < len(layers):
+        return names.index(head), f"from layer {head!r} on, as given"
+    attribute = getattr(model, "head", None)
+    called_head = [i for i, la in enumerate(layers) if la is attribute or la.name == "head"]
+    if called_head:
+        return called_head[0], f"from layer {names[called_head[0]]!r} on"
+    nested = [i for i, layer in enumerate(layers) if _is_backbone(layer)]
+    if len(nested) != 1:
         raise ValueError(
-            f"The head of {model.name!r} was looked for {note}, but that leaves no "
-            f"{'backbone before it' if start == 0 else 'weights in the head'}. {HEAD_REMEDY}"
+            f"{model.name!r} is a subclassed model with {len(nested)} nested models, so it is "
+            f"not clear where its head begins. Its layers are: {', '.join(names)}. "
+            f"{HEAD_REMEDY}"
         )
-    if start == 1 and isinstance(layers[0], keras.Model):
-        split = backbone_groups(layers[0], groups)
-        # The graph cannot be cut from outside a model that is not functional.
-        split = LayerGroups(LayerGroup(g.name, g.layers, g.output_shape) for g in split)
-    else:
-        split = group_blocks(blocks_of_layers(layers[:start]), groups)
-    covered = {id(v) for la in layers for v in variables_that_may_train([la])}
-    loose = [v.path for v in variables_that_may_train([model]) if id(v) not in covered]
-    if loose:
-        raise ValueError(
-            f"{model.name!r} has weights that belong to no layer ({', '.join(loose[:3])}), so no "
-            "layer group can hold them. Put them into a layer."
-        )
-    return _with_head(split, LayerGroup(layers[start].name, tuple(layers[start:])), note)
+    return nested[0] + 1, f"after the nested model {names[nested[0]]!r}"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from keras_transfer import _keras_internals
+from keras_transfer._layer_variables import variables_that_may_train
 from keras_transfer.layer_groups import LayerGroup, LayerGroups
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.plan import Stage
@@ -92,8 +93,47 @@ def _normalization_variables(group: LayerGroup) -> list[keras.Variable]:
     ]
 
 
-def set_flags(model: keras.Model, train: Sequence[keras.Variable]) -> bool:
+def still_layers(
+    train: Iterable[keras.Variable],
+    groups: LayerGroups,
+    frozen: Iterable[keras.layers.Layer] = (),
+) -> list[keras.layers.Layer]:
+    """Returns the BatchNorms whose statistics must not move, though no variable says so.
+
+    A BatchNorm without scale and offset has no variable that could be frozen. It follows its
+    group: it is still while no variable of the group trains.
+
+    Args:
+        train: The variables that train.
+        groups: The model's layer groups.
+        frozen: BatchNorms that are still whatever trains.
+    """
+    training = {id(v) for v in train}
+    kept = {id(layer) for layer in frozen}
+    still: dict[int, keras.layers.Layer] = {}
+    for group in groups:
+        trains = any(id(v) in training for v in group.variables)
+        for layer in group.all_layers:
+            if (
+                isinstance(layer, keras.layers.BatchNormalization)
+                and not _keras_internals.own_trainable_variables(layer)
+                and (id(layer) in kept or not trains)
+            ):
+                still[id(layer)] = layer
+    return list(still.values())
+
+
+def set_flags(
+    model: keras.Model,
+    train: Sequence[keras.Variable],
+    still: Iterable[keras.layers.Layer] = (),
+) -> bool:
     """Makes exactly `train` the trainable variables of `model`; returns whether that changed.
+
+    Args:
+        model: A built model.
+        train: The variables that train from now on.
+        still: Layers without such variables that are frozen; see `still_layers`.
 
     Both kinds of flags are set, both ways. A layer's flag alone cannot train a bias without
     its kernel, and a variable's alone leaves the layer out of `trainable_variables`, and a
@@ -102,17 +142,18 @@ def set_flags(model: keras.Model, train: Sequence[keras.Variable]) -> bool:
     before = {id(v) for v in model.trainable_variables}
     wanted = {id(v) for v in train}
     layers = _keras_internals.flatten_layers(model)
-    for layer in layers:  # parents first: setting a layer's flag sets those inside it too
-        below = [
-            v
-            for inner in _keras_internals.flatten_layers(layer)
-            for v in _keras_internals.own_trainable_variables(inner)
-        ]
+    inside = [_keras_internals.flatten_layers(layer) for layer in layers]
+    # Setting a layer's flag sets those inside it too, so what holds more comes first. (The
+    # order in which layers are found is not enough: one may lie inside two others.)
+    for layer, inner in sorted(zip(layers, inside, strict=True), key=lambda pair: -len(pair[1])):
+        below = variables_that_may_train(inner)
         if below:
             layer.trainable = any(id(v) in wanted for v in below)
     for layer in layers:
         for variable in _keras_internals.own_trainable_variables(layer):
             variable.trainable = id(variable) in wanted
+    for layer in still:
+        layer.trainable = False
     _freeze_kernels_under_lora(layers)
     _keras_internals.sync_compiled_trainable_state(model)
     return {id(v) for v in model.trainable_variables} != before
@@ -133,8 +174,9 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
     with model.distribute_strategy.scope():
         optimizer = find_discriminative(model.optimizer)
         if optimizer is None:
-            adopted = DiscriminativeOptimizer.take_over(model.optimizer)
-            _keras_internals.set_optimizer(model, adopted)
+            _keras_internals.set_optimizer(
+                model, DiscriminativeOptimizer.take_over(model.optimizer)
+            )
             optimizer = find_discriminative(model.optimizer)
             assert optimizer is not None
         optimizer.set_groups(groups.by_name())
@@ -151,18 +193,25 @@ def give_back_optimizer(model: keras.Model) -> None:
     model.make_train_function(force=True)
 
 
-def apply(model: keras.Model, train: Sequence[keras.Variable], *, retrace: bool = False) -> bool:
+def apply(
+    model: keras.Model,
+    train: Sequence[keras.Variable],
+    still: Iterable[keras.layers.Layer] = (),
+    *,
+    retrace: bool = False,
+) -> bool:
     """Makes exactly `train` train from the next step on, within a running `fit` too.
 
     Args:
         model: A compiled model whose optimizer was adopted.
         train: The variables that train from now on.
+        still: Layers without such variables that are frozen; see `still_layers`.
         retrace: Whether to remake the train function even if the set did not change.
 
     Returns:
         Whether the set of training variables changed.
     """
-    changed = set_flags(model, train)
+    changed = set_flags(model, train, still)
     optimizer = find_discriminative(model.optimizer)
     if optimizer is not None:
         with model.distribute_strategy.scope():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_transfer import _checks, _keras_internals, _trainability
-from keras_transfer._stock_model import stock_model_groups
+from keras_transfer import _checks, _keras_internals
+from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve
 from keras_transfer._tables import format_table
-from keras_transfer.layer_groups import Groups, LayerGroups
+from keras_transfer.layer_groups import Groups
 from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
@@ -28,17 +27,20 @@ class StageDescription:
         first_epoch: Epoch at which it starts, counted from 0, if none before ends early.
         epochs: Its length; the most it may take where it ends on a plateau.
         groups: Names of the layer groups of which it trains at least a part.
+        trains: The same in a few words.
         trainable_parameters: Number of parameters that train.
         optimizer_bytes: Memory of the optimizer's slots once the stage runs, those of earlier
             stages counted in; `None` if the model is not compiled.
         rates: Learning rate of each training group at the top of the schedule; the rate the
-            optimizer is left with where the stage sets none. Empty if not compiled.
+            optimizer is left with where the stage sets none. Empty where that is not known:
+            the model is not compiled, or its optimizer has a schedule of its own.
     """
 
     name: str
     first_epoch: int
     epochs: int
     groups: tuple[str, ...]
+    trains: str
     trainable_parameters: int
     optimizer_bytes: int | None
     rates: dict[str, float]
@@ -68,14 +70,14 @@ class PlanDescription:
         ]
         for stage in self.stages:
             share = 100 * stage.trainable_parameters / max(1, self.total_parameters)
-            memory = "?" if stage.optimizer_bytes is None else _megabytes(stage.optimizer_bytes)
+            memory = "?" if stage.optimizer_bytes is None else _size(stage.optimizer_bytes)
             first = stage.first_epoch + 1
             last = stage.first_epoch + stage.epochs
             rows.append(
                 (
                     stage.name,
                     f"{first}-{last}" if last > first else str(first),
-                    _span(stage.groups),
+                    stage.trains,
                     f"{stage.trainable_parameters:,} ({share:.3g} %)",
                     _rates(stage.rates),
                     memory,
@@ -93,6 +95,7 @@ def describe(
     groups: Groups | None = None,
     *,
     head: str | None = None,
+    batch_norm: str = "freeze",
     steps_per_epoch: int | None = None,
 ) -> PlanDescription:
     """Describes what a plan would do to a model, without training anything.
@@ -103,6 +106,8 @@ def describe(
         plan: The plan.
         groups: How to split a stock model's backbone; as in `GradualUnfreezing`.
         head: Name of the first layer of a stock model's head; as in `GradualUnfreezing`.
+        batch_norm: What the BatchNorms of a stock model's backbone do; as in
+            `GradualUnfreezing`.
         steps_per_epoch: Steps of an epoch, to check warm-ups against.
 
     Returns:
@@ -125,104 +130,102 @@ def describe(
     >>> print(ktf.describe(model, ktf.recipes.lp_ft()))
     stage  epochs  trains            parameters   learning rate  optimizer memory
     -----  ------  ----------------  -----------  -------------  ----------------
-    probe  1-5     new_head          9 (7.44 %)   0.001          0.0 MB
-    all    6-10    stem to new_head  121 (100 %)  0.0001         0.0 MB
+    probe  1-5     new_head          9 (7.44 %)   0.001          0.1 kB
+    all    6-10    stem to new_head  121 (100 %)  0.0001         1.0 kB
     10 epochs in all.
     """
     if not isinstance(plan, UnfreezingPlan):
         raise TypeError(f"`plan` must be an `UnfreezingPlan`. Received: plan={plan!r}")
     if steps_per_epoch is not None:
         steps_per_epoch = _checks.integer(steps_per_epoch, "steps_per_epoch", minimum=1)
-    layer_groups, always_frozen, notes = _layer_groups(model, groups, head)
+    resolved = resolve(model, plan, groups, head, batch_norm)
+    rate: float | None = None
+    slots: dict[int, int] = {}
     compiled = getattr(model, "compiled", False) and model.optimizer is not None
-    per_parameter = slot_bytes_per_parameter(model.optimizer) if compiled else None
-    rate = _current_rate(model) if compiled else None
-    trained_so_far: dict[int, int] = {}
+    if compiled:
+        check_rates(plan, model.optimizer)
+        rate = _current_rate(model)
+        slots = slot_bytes(model.optimizer, resolved.groups.variables)
+    trained_so_far: set[int] = set()
     rows = []
-    for index, stage in enumerate(plan.stages):
-        variables = _trainability.variables_of_stage(stage, layer_groups, always_frozen)
-        trained_so_far.update((id(v), int(np.prod(v.shape))) for v in variables)
-        training = {id(v) for v in variables}
-        names = [g.name for g in layer_groups if any(id(v) in training for v in g.variables)]
+    for index, (stage, found) in enumerate(zip(plan.stages, resolved.stages, strict=True)):
+        trained_so_far |= {id(v) for v in found.variables}
+        names = [group.name for group in found.groups]
         rate = stage.peak_lr if stage.peak_lr is not None else rate
-        multipliers = group_multipliers(layer_groups.names, lr_decay=stage.lr_decay or 1.0)
+        multipliers = group_multipliers(resolved.groups.names, lr_decay=stage.lr_decay or 1.0)
         rows.append(
             StageDescription(
                 name=stage.name,
                 first_epoch=plan.first_epoch(index),
                 epochs=stage.epochs,
                 groups=tuple(names),
-                trainable_parameters=sum(int(np.prod(v.shape)) for v in variables),
-                optimizer_bytes=(
-                    None
-                    if per_parameter is None
-                    else round(per_parameter * sum(trained_so_far.values()))
-                ),
+                trains=resolved.naming(found, most=2),
+                trainable_parameters=found.parameters,
+                optimizer_bytes=sum(slots[v] for v in trained_so_far) if compiled else None,
                 rates={} if rate is None else {name: rate * multipliers[name] for name in names},
             )
         )
     return PlanDescription(
         stages=tuple(rows),
-        total_parameters=sum(group.parameters for group in layer_groups),
+        total_parameters=resolved.parameters,
         total_epochs=plan.total_epochs,
-        warnings=tuple(_warnings(plan, rows, steps_per_epoch)),
-        notes=notes,
+        warnings=tuple(_warnings(resolved, rows, steps_per_epoch)),
+        notes=(resolved.note,) if resolved.note else (),
     )
 
 
-def _layer_groups(
-    model: keras.Model, groups: Groups | None, head: str | None
-) -> tuple[LayerGroups, list[keras.Variable], tuple[str, ...]]:
-    own = getattr(model, "layer_groups", None)
-    if isinstance(own, LayerGroups):
-        if groups is not None or head is not None:
-            raise ValueError(
-                "A `TransferModel` has its own layer groups; `groups` and `head` are for stock "
-                "models."
-            )
-        return own, list(model.backbone.always_frozen), ()
-    found = stock_model_groups(model, "auto" if groups is None else groups, head)
-    return found, [], (f"The head was found {found.note}.",)
+def slot_bytes(
+    optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
+) -> dict[int, int]:
+    """Returns how many bytes of state an optimizer keeps for each variable, keyed by its `id`.
 
-
-def slot_bytes_per_parameter(optimizer: keras.optimizers.Optimizer) -> float:
-    """Returns the bytes of optimizer state per trained parameter, measured on a small variable."""
-    adopted = find_discriminative(optimizer)
-    plain = optimizer if adopted is None else adopted.to_plain()
-    plain = getattr(plain, "inner_optimizer", plain)
-    probe = type(plain).from_config(plain.get_config())
-    variable = keras.Variable(np.zeros((64, 64), "float32"), name="probe")
-    before = len(probe.variables)
-    probe.build([variable])
-    slots = probe.variables[before:]
-    return sum(4 * int(np.prod(slot.shape)) for slot in slots) / (64 * 64)
+    An optimizer of the same class is built on one variable at a time, so that the most that
+    is held at once is the state of the largest one. (Adafactor and Muon keep less for some
+    shapes, so no number per parameter would be right.)
+    """
+    found = find_discriminative(optimizer)
+    plain = getattr(optimizer, "inner_optimizer", optimizer) if found is None else found.to_plain()
+    config = plain.get_config()
+    sizes = {}
+    for variable in variables:
+        probe = type(plain).from_config(config)
+        probe.build([variable])
+        slots = [
+            slot for lists in _keras_internals.optimizer_slots(probe).values() for slot in lists
+        ]
+        slots += _keras_internals.moving_averages(probe)
+        slots += _keras_internals.gradient_accumulators(probe)
+        sizes[id(variable)] = sum(slot.numpy().nbytes for slot in slots if slot is not None)
+    return sizes
 
 
 def _current_rate(model: keras.Model) -> float | None:
-    source = _keras_internals.rate_source(model.optimizer)
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    source = _keras_internals.rate_source(optimizer)
     if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
         return None
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
 
 def _warnings(
-    plan: UnfreezingPlan, rows: Sequence[StageDescription], steps_per_epoch: int | None
+    resolved: ResolvedPlan, rows: Sequence[StageDescription], steps_per_epoch: int | None
 ) -> list[str]:
-    found = []
-    for stage, row in zip(plan.stages, rows, strict=True):
-        if any(rate == 0 for rate in row.rates.values()):
-            still = ", ".join(name for name, rate in row.rates.items() if rate == 0)
-            found.append(f"stage {stage.name!r} gives {still} a learning rate of 0.")
-        found += _schedule_warnings(stage, steps_per_epoch)
-    for (before, row_before), (stage, row) in itertools.pairwise(
-        zip(plan.stages, rows, strict=True)
-    ):
-        same = row.groups == row_before.groups and row.rates == row_before.rates
-        if same and stage.train == before.train and stage.schedule == before.schedule:
-            found.append(
-                f"stage {stage.name!r} trains the same groups at the same rates as {before.name!r}."
+    warnings = []
+    for found, row in zip(resolved.stages, rows, strict=True):
+        zeros = [name for name, rate in row.rates.items() if rate == 0]
+        if zeros:
+            warnings.append(f"stage {row.name!r} gives {', '.join(zeros)} a learning rate of 0.")
+        warnings += _schedule_warnings(found.stage, steps_per_epoch)
+    described = list(zip(resolved.stages, rows, strict=True))
+    for (before, row_before), (found, row) in itertools.pairwise(described):
+        same = {id(v) for v in found.variables} == {id(v) for v in before.variables}
+        schedules = (before.stage.schedule, found.stage.schedule)
+        if same and row.rates == row_before.rates and schedules[0] == schedules[1]:
+            warnings.append(
+                f"stage {row.name!r} trains the same variables at the same rates as "
+                f"{row_before.name!r}."
             )
-    return found
+    return warnings
 
 
 def _schedule_warnings(stage: Stage, steps_per_epoch: int | None) -> list[str]:
@@ -238,12 +241,6 @@ def _schedule_warnings(stage: Stage, steps_per_epoch: int | None) -> list[str]:
     return []
 
 
-def _span(groups: Sequence[str]) -> str:
-    if len(groups) <= 2:
-        return ", ".join(groups)
-    return f"{groups[0]} to {groups[-1]}"
-
-
 def _rates(rates: dict[str, Any]) -> str:
     values = list(rates.values())
     if not values:
@@ -253,5 +250,5 @@ def _rates(rates: dict[str, Any]) -> str:
     return f"{values[0]:.3g} to {values[-1]:.3g}"
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import keras
@@ -22,7 +23,7 @@ from keras_transfer._partition import equal_runs
 from keras_transfer._tables import format_shape, format_table
 
 # What `groups=` takes, besides a ready `LayerGroups`.
-Groups = str | int | Sequence[str] | Callable[[keras.layers.Layer], str]
+Groups = str | int | Sequence[str] | Mapping[str, str] | Callable[[keras.layers.Layer], str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +125,8 @@ class LayerGroups(Sequence[LayerGroup]):
         claimed: dict[str, str] = {}
         for pattern in patterns:
             meant = self.aliases().get(pattern, pattern)
-            matched = [name for name in self.names if name == meant or matches(meant, name)]
+            exact = [name for name in self.names if name == meant]
+            matched = exact or [name for name in self.names if matches(meant, name)]
             if not matched:
                 known = [*self.names, *self.aliases()]
                 raise ValueError(
@@ -145,6 +147,8 @@ class LayerGroups(Sequence[LayerGroup]):
         for group in self:
             shape = "?" if group.output_shape is None else format_shape(group.output_shape)
             cacheable = "yes" if group.boundary is not None else "no"
+            if self.has_head and group is self._groups[-1]:
+                cacheable = "-"  # nothing follows that could start from a cache
             rows.append(
                 (group.name, str(len(group.layers)), f"{group.parameters:,}", shape, cacheable)
             )
@@ -163,20 +167,36 @@ def backbone_groups(model: keras.Model, groups: Groups = "auto") -> LayerGroups:
 
     Args:
         model: A built Keras model.
-        groups: `"auto"`: 3 to 8 groups, cut where the resolution changes on an image
+        groups: `"auto"`: 3 to 8 groups (fewer where the model has fewer places to cut it),
+            cut where the resolution changes on an image
             model, into runs of equal parameter count elsewhere. `"blocks"`: the finest
             split in which every group holds parameters. A whole number: that many. A
-            list: the first layer of each group, by name or regular expression (matched
-            whole); what lies before the first of them is a group too. A callable
-            `layer -> group name`.
+            list: the first layer (or nested model) of each group, by name or regular
+            expression (matched whole); what lies before the first of them is a group too.
+            A mapping: the name of each group, and its first layer. A callable
+            `layer -> group name`, which is asked about each layer with weights.
 
     Returns:
         The groups, stem first.
 
     Raises:
-        ValueError: If a pattern matches no layer or one layer is matched twice, if a
-            group would start inside a residual block, or if there are fewer blocks than
-            groups asked for.
+        TypeError: If `model` is not a Keras layer, or `groups` is none of the above.
+        ValueError: If the model is not built or has no weights, if a pattern matches no
+            layer or one layer is matched twice, if a group would start inside a residual
+            block, or if there are fewer blocks than groups asked for.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_transfer as ktf
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)), keras.layers.Dense(8, name="stem"),
+    ...     keras.layers.Dense(8, name="middle"), keras.layers.Dense(2, name="top")])
+    >>> print(ktf.backbone_groups(model, ["middle"]))
+    group   layers  parameters  output shape  cacheable after
+    ------  ------  ----------  ------------  ---------------
+    stem    1       40          (…, 8)        yes
+    middle  2       90          (…, 2)        yes
     """
     require_weights(model)
     return group_blocks(blocks_of(model), groups)
@@ -202,34 +222,43 @@ def require_weights(model: Any) -> None:
 
 def group_blocks(blocks: list[Block], groups: Groups) -> LayerGroups:
     """Joins blocks into the layer groups that `groups` asks for."""
-    names: list[str] | None = None
-    if isinstance(groups, str):
-        _checks.choice(groups, "groups", ["auto", "blocks"])
-        starts = list(range(len(blocks))) if groups == "blocks" else auto_starts(blocks)
-    elif callable(groups):
-        starts, names = starts_by_callable(blocks, groups)
-    elif isinstance(groups, Iterable):
-        starts = starts_by_pattern(blocks, list(groups))
-    else:
-        count = _checks.integer(groups, "groups", minimum=1)
-        if count > len(blocks):
-            raise ValueError(
-                f"The backbone can be split into at most {len(blocks)} layer groups. "
-                f"Received: groups={count}"
-            )
-        starts = equal_runs([block.parameters for block in blocks], count)
-    stops = [*starts[1:], len(blocks)]
+    starts, given = _starts(blocks, groups)
     made: list[LayerGroup] = []
-    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    for start, stop in zip(starts, [*starts[1:], len(blocks)], strict=True):
         block = join(blocks[start:stop])
-        name = names[number] if names else _name(block)
-        taken = {group.name for group in made}
+        name = given.get(start) or _name(block)
+        taken = {*given.values(), *(group.name for group in made)} - {given.get(start)}
         if name in taken:
-            name = next(f"{name}_{i}" for i in range(1, 999) if f"{name}_{i}" not in taken)
+            name = next(f"{name}_{i}" for i in itertools.count(1) if f"{name}_{i}" not in taken)
         made.append(LayerGroup(name, block.layers, block.output_shape, block.boundary))
     return LayerGroups(made)
 
 
+def _starts(blocks: list[Block], groups: Groups) -> tuple[list[int], dict[int, str]]:
+    """Returns the first block of each group, and names that the user gave."""
+    if isinstance(groups, str):
+        _checks.choice(groups, "groups", ["auto", "blocks"])
+        return (list(range(len(blocks))) if groups == "blocks" else auto_starts(blocks)), {}
+    if callable(groups):
+        return starts_by_callable(blocks, groups)
+    if isinstance(groups, Mapping):
+        return starts_by_pattern(blocks, list(groups.values()), list(groups))
+    if isinstance(groups, Iterable):
+        return starts_by_pattern(blocks, list(groups))
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(
+            "`groups` must be 'auto', 'blocks', a whole number, the first layer of each group, or "
+            f"a callable. Received: groups={groups!r} of type {type(groups).__name__}"
+        )
+    count = _checks.integer(groups, "groups", minimum=1)
+    if count > len(blocks):
+        raise ValueError(
+            f"The backbone can be split into at most {len(blocks)} layer groups. "
+            f"Received: groups={count}"
+        )
+    return equal_runs([block.parameters for block in blocks], count), {}
+
+
 def _name(block: Block) -> str:
-    named = [la.name for la in block.layers if has_variables(la)]
-    return named[0] if named else block.layers[0].name
+    layer = next((layer for layer in block.layers if has_variables(layer)), block.layers[0])
+    return str(layer.name)

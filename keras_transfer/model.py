@@ -228,9 +228,10 @@ class TransferModel(keras.Model):
     def _warn_of_classifier(self) -> None:
         layers = getattr(self.backbone.model, "layers", None) or []
         activation = getattr(layers[-1], "activation", None) if layers else None
-        if getattr(activation, "__name__", "") in ("softmax", "sigmoid"):
+        name = getattr(activation, "__name__", "")
+        if name in ("softmax", "sigmoid"):
             warnings.warn(
-                f"The backbone {self.backbone.model.name!r} ends in a {activation.__name__} layer "
+                f"The backbone {self.backbone.model.name!r} ends in a {name} layer "
                 f"({layers[-1].name!r}): it looks as if its classifier were still on, and the head "
                 "would be trained on class probabilities. Load it with include_top=False.",
                 stacklevel=3,

@@ -6,17 +6,30 @@ import dataclasses
 import math
 from typing import Any
 
+import keras
+
+from keras_transfer import _checks, _keras_internals
 from keras_transfer.plan import Stage
 
-MAXIMIZED = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "_top_")
 
+def is_maximized(stage: Stage, model: keras.Model) -> bool:
+    """Whether a stage's metric is better when higher: as the stage says, or as Keras knows.
 
-def mode_of(stage: Stage) -> str:
-    """Returns `"min"` or `"max"`: the stage's own, or what the metric's name says."""
+    Raises:
+        ValueError: If the stage leaves it to Keras, and Keras does not know.
+    """
     if stage.mode != "auto":
-        return stage.mode
-    name = stage.monitor.removeprefix("val_").lower()
-    return "max" if any(word in name for word in MAXIMIZED) else "min"
+        return stage.mode == "max"
+    name = stage.monitor.removeprefix("val_")
+    if name == "loss" or name.endswith("_loss"):
+        return False
+    direction = _keras_internals.metric_direction(model, name)
+    if direction is None:
+        raise ValueError(
+            f"Stage {stage.name!r} monitors {stage.monitor!r}, and Keras does not know whether it "
+            "is better when higher or lower. Write Stage(mode='max') or Stage(mode='min')."
+        )
+    return direction == "up"
 
 
 @dataclasses.dataclass
@@ -25,7 +38,7 @@ class Plateau:
 
     Args:
         stage: A stage with `patience`.
-        best: Best value so far; infinitely bad before the first epoch.
+        best: Best value so far; `None` before the first finite one.
         wait: Epochs since the best one.
     """
 
@@ -33,20 +46,29 @@ class Plateau:
     best: float | None = None
     wait: int = 0
 
-    def update(self, logs: dict[str, Any]) -> bool:
+    def update(self, logs: dict[str, Any], model: keras.Model) -> bool:
         """Takes an epoch's logs and returns whether the metric improved.
 
+        Args:
+            logs: What `fit` reports at the end of an epoch.
+            model: The model that is trained; its metrics know whether higher is better.
+
         Raises:
-            ValueError: If the logs lack the metric.
+            ValueError: If the logs lack the metric, or its direction is not known.
         """
-        if self.stage.monitor not in logs:
-            known = ", ".join(sorted(name for name in logs if "/" not in name))
+        monitor = self.stage.monitor
+        if monitor not in logs:
+            known = sorted(name for name in logs if "/" not in name)
+            remedy = "Add it to `compile(metrics=...)`"
+            if monitor.startswith("val_") and not any(name.startswith("val_") for name in known):
+                remedy = "Pass `validation_data`, and leave `validation_freq` at 1"
             raise ValueError(
-                f"Stage {self.stage.name!r} monitors {self.stage.monitor!r}, which `fit` does not "
-                f"report. Available: {known}. Pass `validation_data`, or monitor another metric."
+                f"Stage {self.stage.name!r} monitors {monitor!r}, which `fit` did not report for "
+                f"this epoch.{_checks.did_you_mean(monitor, known)} Available: "
+                f"{', '.join(known)}. {remedy}, or monitor another metric."
             )
-        value = float(logs[self.stage.monitor])
-        sign = 1.0 if mode_of(self.stage) == "max" else -1.0
+        value = float(logs[monitor])
+        sign = 1.0 if is_maximized(self.stage, model) else -1.0
         improved = math.isfinite(value) and (
             self.best is None or sign * (value - self.best) > self.stage.min_delta
         )
@@ -60,3 +82,9 @@ class Plateau:
     def is_over(self) -> bool:
         """Whether the metric has not improved for `patience` epochs."""
         return self.stage.patience is not None and 0 < self.wait >= self.stage.patience
+
+    def __str__(self) -> str:
+        epochs = "1 epoch" if self.wait == 1 else f"{self.wait} epochs"
+        if self.best is None:
+            return f"{self.stage.monitor} has not been a finite number for {epochs}"
+        return f"{self.stage.monitor} has not improved on {self.best:.4g} for {epochs}"

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_transfer import _checks, _keras_internals, _trainability
-from keras_transfer._stock_model import stock_model_groups
+from keras_transfer import _keras_internals, _resolved_plan, _trainability
+from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.callbacks._plateau import Plateau
-from keras_transfer.layer_groups import Groups, LayerGroups
+from keras_transfer.layer_groups import Groups
 from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
@@ -88,15 +87,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 f"`plan` must be an `UnfreezingPlan`. Received: plan={plan!r} of type "
                 f"{type(plan).__name__}. Wrap stages: UnfreezingPlan([Stage(...), ...])."
             )
-        if batch_norm == "inference":
-            raise ValueError(
-                "batch_norm='inference' needs a `TransferModel`: on a stock model `fit` passes "
-                "training=True to every BatchNormalization that trains. Use 'freeze' or 'train'."
-            )
         self.plan = plan
         self.groups = groups
         self.head = head
-        self.batch_norm = _checks.choice(batch_norm, "batch_norm", ["freeze", "train"])
+        self.batch_norm = _resolved_plan.check_batch_norm(batch_norm)
         self.verbose = verbose
         self._reset()
 
@@ -106,9 +100,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.plan_has_ended = False
         self._stage_epochs = 0
         self._plateau: Plateau | None = None
-        self._best_weights: list[Any] | None = None
-        self._layer_groups: LayerGroups | None = None
-        self._variables: list[list[keras.Variable]] = []
+        self._best: list[tuple[keras.Variable, Any]] | None = None
+        self._watched_before = False
+        self._resolved: ResolvedPlan | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradualUnfreezing:
         # KerasTuner copies callbacks for each trial. A copy that held layers would unfreeze
@@ -126,14 +120,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._reset()
         self._check_model()
         self._check_epochs()
-        self._layer_groups = self._find_groups()
-        always_frozen = self._always_frozen()
-        self._variables = [
-            _trainability.variables_of_stage(stage, self._layer_groups, always_frozen)
-            for stage in self.plan.stages
-        ]
-        self._check_rates()
-        _trainability.adopt_optimizer(self.model, self._layer_groups)
+        self._resolved = _resolved_plan.resolve(
+            self.model, self.plan, self.groups, self.head, self.batch_norm
+        )
+        _resolved_plan.check_rates(self.plan, self.model.optimizer)
+        self._check_steps()
+        if self._resolved.note:
+            self._print(self._resolved.note)
+        _trainability.adopt_optimizer(self.model, self._resolved.groups)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         index = self._index_for(epoch)
@@ -153,12 +147,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
             return
         self._restore_best_weights()
         self.plan_has_ended = self.stage_index == len(self.plan.stages) - 1
-        if over:
-            assert self._plateau is not None
-            self._print(
-                f"Epoch {epoch + 1}: stage {self.stage.name!r} ends: {self.stage.monitor} has not "
-                f"improved on {self._plateau.best:.4g} for {self._plateau.wait} epochs."
-            )
+        if self._plateau is not None and over:
+            self._print(f"Epoch {epoch + 1}: stage {self.stage.name!r} ends: {self._plateau}.")
         if self.plan_has_ended and self.plan.ends_on_plateau:
             self.model.stop_training = True
 
@@ -167,16 +157,12 @@ class GradualUnfreezing(keras.callbacks.Callback):
             left = [stage.name for stage in self.plan.stages[self.stage_index + 1 :]]
             if left:
                 self._print(f"Training ended before: {', '.join(map(repr, left))}.")
-        if not self._is_transfer_model():
+        if not _resolved_plan.is_transfer_model(self.model):
             _trainability.give_back_optimizer(self.model)
-        self._layer_groups = None
-        self._variables = []
-        self._best_weights = None
+        self._resolved = None
+        self._best = None
 
     # --- Checks, before any work ------------------------------------------------------
-
-    def _is_transfer_model(self) -> bool:
-        return isinstance(getattr(self.model, "layer_groups", None), LayerGroups)
 
     def _check_model(self) -> None:
         if not self.model.built:
@@ -195,50 +181,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 f"{self.plan.total_epochs}. Pass epochs=plan.total_epochs, or lengthen a stage."
             )
 
-    def _find_groups(self) -> LayerGroups:
-        if self._is_transfer_model():
-            given = [n for n in ("groups", "head") if getattr(self, n) is not None]
-            if given:
-                raise ValueError(
-                    f"A `TransferModel` has its own layer groups; `{given[0]}` is for stock "
-                    "models. Pass `groups` to `TransferModel` instead."
-                )
-            groups: LayerGroups = self.model.layer_groups
-            return groups
-        groups = stock_model_groups(
-            self.model, "auto" if self.groups is None else self.groups, self.head
-        )
-        starts = groups.note if groups.note.startswith("after") else f"at {groups[-1].name!r}"
-        self._print(f"The head starts {starts}. BatchNorm: {self.batch_norm}.")
-        return groups
-
-    def _always_frozen(self) -> list[keras.Variable]:
-        assert self._layer_groups is not None
-        if self._is_transfer_model():
-            return list(self.model.backbone.always_frozen)
-        if self.batch_norm == "train":
-            return []
-        return [
-            variable
-            for group in self._layer_groups[:-1]
-            for layer in group.all_layers
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for variable in _keras_internals.own_trainable_variables(layer)
-        ]
-
-    def _check_rates(self) -> None:
-        assert self._layer_groups is not None
-        optimizer = self.model.optimizer
-        source = _keras_internals.rate_source(optimizer)
-        is_schedule = isinstance(source, keras.optimizers.schedules.LearningRateSchedule)
+    def _check_steps(self) -> None:
         for stage in self.plan.stages:
-            for name in ("peak_lr", "schedule"):
-                if is_schedule and getattr(stage, name) is not None:
-                    raise ValueError(
-                        f"Stage {stage.name!r} sets `{name}`, but the optimizer's learning rate "
-                        f"is a {type(source).__name__}, which would be overruled. Compile with a "
-                        "number as learning rate, or leave the rates of the plan out."
-                    )
             if stage.schedule is not None and self.params.get("steps") is None:
                 raise ValueError(
                     f"Stage {stage.name!r} has schedule={stage.schedule!r}, whose length in steps "
@@ -255,83 +199,102 @@ class GradualUnfreezing(keras.callbacks.Callback):
         return self.stage_index + (self.stage_has_ended and not self.plan_has_ended)
 
     def _enter(self, index: int, epoch: int) -> None:
-        assert self._layer_groups is not None
-        stage = self.plan.stages[index]
+        assert self._resolved is not None
+        stage = self._resolved.stages[index]
+        # Where a plan's stages end is known from the epoch alone only without plateaus.
+        epochs_done = 0 if self.plan.ends_on_plateau else epoch - self.plan.first_epoch(index)
+        is_first = self.stage_index is None
         self.stage_index = index
         self.stage_has_ended = False
-        self._stage_epochs = max(0, epoch - self.plan.first_epoch(index))
-        if self.plan.ends_on_plateau:
-            self._stage_epochs = 0
-        self._plateau = Plateau(stage) if stage.ends_on_plateau else None
-        self._best_weights = None
-        optimizer = find_discriminative(self.model.optimizer)
-        assert optimizer is not None
-        self._set_rates(stage, optimizer)
-        _trainability.apply(self.model, self._variables[index], retrace=True)
+        self._stage_epochs = epochs_done
+        self._plateau = Plateau(stage.stage) if stage.stage.ends_on_plateau else None
+        self._best = None
+        shape_changed = self._set_rates(stage.stage, epochs_done)
+        _trainability.apply(
+            self.model, stage.variables, stage.still, retrace=is_first or shape_changed
+        )
         self._print(f"Epoch {epoch + 1}: {self._sentence(stage)}")
 
-    def _set_rates(self, stage: Stage, optimizer: DiscriminativeOptimizer) -> None:
-        assert self._layer_groups is not None
-        if stage.peak_lr is not None:
+    def _set_rates(self, stage: Stage, epochs_done: int) -> bool:
+        """Sets base rate, multipliers and shape; returns whether the shape may have changed."""
+        assert self._resolved is not None
+        optimizer = self._optimizer()
+        steps = self.params.get("steps")
+        per_update = optimizer.gradient_accumulation_steps or 1
+        updates_done = 0 if steps is None else epochs_done * steps // per_update
+        # A run that is continued in the middle of a stage keeps the rate that it had there.
+        continues = updates_done > 0 and updates_done == optimizer.updates_in_stage
+        if stage.peak_lr is not None and not continues:
             optimizer.learning_rate = stage.peak_lr
-        names = self._layer_groups.names
+        names = self._resolved.groups.names
         optimizer.set_multipliers(group_multipliers(names, lr_decay=stage.lr_decay or 1.0))
-        shape = None
+        shape, before = None, optimizer.shape
         if stage.schedule is not None:
-            steps = self.params["steps"] // (optimizer.gradient_accumulation_steps or 1)
-            warmup = None if stage.warmup_epochs is None else round(stage.warmup_epochs * steps)
-            shape = shape_schedule(stage.schedule, steps * stage.epochs, warmup)
-        optimizer.start_stage(shape)
+            total = max(1, steps * stage.epochs // per_update)
+            warmup = None
+            if stage.warmup_epochs is not None:
+                warmup = round(stage.warmup_epochs * steps / per_update)
+            shape = shape_schedule(stage.schedule, total, warmup)
+        optimizer.start_stage(shape, updates_done)
+        return shape is not None or before is not None
 
-    def _sentence(self, stage: Stage) -> str:
-        assert self._layer_groups is not None
-        assert self.stage_index is not None
-        training = {id(v) for v in self._variables[self.stage_index]}
-        groups = [g for g in self._layer_groups if any(id(v) in training for v in g.variables)]
-        named = ", ".join(group.name for group in groups)
-        if len(groups) > 4:
-            named = f"{groups[0].name} to {groups[-1].name} ({len(groups)} groups)"
-        total = sum(group.parameters for group in self._layer_groups)
+    def _optimizer(self) -> DiscriminativeOptimizer:
+        optimizer = find_discriminative(self.model.optimizer)
+        if optimizer is None:
+            raise ValueError(
+                "The model's optimizer was replaced while `fit` was running. Received: "
+                f"{self.model.optimizer!r}. Change its learning rate instead, or the plan."
+            )
+        return optimizer
+
+    def _sentence(self, stage: ResolvedStage) -> str:
+        assert self._resolved is not None
         return (
-            f"stage {stage.name!r} trains {named} "
-            f"({self._trainable_parameters():,} of {total:,} parameters)."
+            f"stage {stage.stage.name!r} trains {self._resolved.naming(stage, most=4)} "
+            f"({stage.parameters:,} of {self._resolved.parameters:,} parameters)."
         )
-
-    def _trainable_parameters(self) -> int:
-        return sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
 
     # --- Plateaus and logs ------------------------------------------------------------
 
     def _watch(self, logs: dict[str, Any]) -> None:
+        """Looks at the metrics that stages wait for, those of later stages too.
+
+        A metric that is never reported should be an error after the first epoch, not when
+        the stage that waits for it begins.
+        """
+        if not self._watched_before:
+            for stage in self.plan.stages:
+                if stage.ends_on_plateau:
+                    Plateau(stage).update(logs, self.model)
+            self._watched_before = True
         if self._plateau is None:
             return
-        improved = self._plateau.update(logs)
+        improved = self._plateau.update(logs, self.model)
         if improved and self._plateau.stage.restore_best_weights:
-            self._best_weights = [v.numpy() for v in self._changing_variables()]
+            self._best = [(v, v.numpy()) for v in self._changing_variables()]
 
     def _restore_best_weights(self) -> None:
-        if self._best_weights is None:
-            return
-        for variable, value in zip(self._changing_variables(), self._best_weights, strict=True):
+        for variable, value in self._best or []:
             variable.assign(value)
-        self._best_weights = None
+        self._best = None
 
     def _changing_variables(self) -> list[keras.Variable]:
-        """What the stage may change: what trains, and state such as moving statistics."""
-        assert self._layer_groups is not None
-        frozen = {id(v) for v in self._layer_groups.variables if not v.trainable}
-        return [v for v in self.model.weights if id(v) not in frozen]
+        """What the stage may change: what trains, its averages, and moving statistics."""
+        assert self._resolved is not None
+        frozen = {id(v) for v in self._resolved.groups.variables if not v.trainable}
+        averages = _keras_internals.moving_averages(self._optimizer())
+        weights = [v for v in self.model.weights if id(v) not in frozen]
+        return [*weights, *(v for v in averages if v is not None)]
 
     def _add_columns(self, logs: dict[str, Any]) -> None:
-        optimizer = find_discriminative(self.model.optimizer)
-        assert optimizer is not None
-        assert self._layer_groups is not None
+        assert self._resolved is not None
+        assert self.stage_index is not None
         logs["stage"] = self.stage_index
-        logs["trainable_parameters"] = self._trainable_parameters()
+        logs["trainable_parameters"] = self._resolved.stages[self.stage_index].parameters
         # A frozen group has no rate. Its column is there all the same, since `CSVLogger`
         # takes its columns from the first epoch.
-        rates = optimizer.group_learning_rates()
-        for name in self._layer_groups.names:
+        rates = self._optimizer().group_learning_rates()
+        for name in self._resolved.groups.names:
             logs[f"learning_rate/{name}"] = rates.get(name, math.nan)
 
     def _print(self, line: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._functional_graph import Boundary, FunctionalGraph
-from keras_transfer.layer_groups import Groups, LayerGroups, backbone_groups
+from keras_transfer._layer_variables import has_variables
+from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups, backbone_groups
 
 BATCH_NORM_POLICIES = ("inference", "freeze", "train")
 
@@ -30,14 +31,16 @@ class PretrainedBackbone(keras.layers.Layer):
     Args:
         model: The pretrained model, built, without its classifier.
         groups: How to split it into layer groups: `"auto"`, `"blocks"`, a whole number, a
-            list with the first layer of each group, or a callable
-            `layer -> group name`; see `keras_transfer.layer_groups.backbone_groups`.
+            list with the first layer of each group, a mapping of group names to first
+            layers, or a callable `layer -> group name` (saved as such a mapping); see
+            `keras_transfer.layer_groups.backbone_groups`.
         batch_norm: What `BatchNormalization` layers do. `"inference"`: the moving
             statistics stay as pretrained, scale and offset train with their group.
             `"freeze"`: statistics, scale and offset all stay. `"train"`: as Keras does,
             statistics move while the group trains.
         preprocess: Layer or registered function applied to the inputs first (scaling, say);
-            saved and cached with the backbone.
+            saved and cached with the backbone. It always runs as in inference, so random
+            augmentation does not belong here.
         **kwargs: `name` and the other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -51,9 +54,9 @@ class PretrainedBackbone(keras.layers.Layer):
 
     Raises:
         TypeError: If `model` is not a Keras layer or model.
-        ValueError: If `model` is not built or has no weights, or if it holds a
+        ValueError: If `model` is not built or has no weights, if it holds a
             `BatchNormalization` inside a layer that is not functional and
-            `batch_norm="inference"`.
+            `batch_norm="inference"`, or if `preprocess` is random.
 
     Example:
 
@@ -77,12 +80,15 @@ class PretrainedBackbone(keras.layers.Layer):
         preprocess: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(groups, Iterable) and not isinstance(groups, str | Mapping):
+            groups = list(groups)
         layer_groups = backbone_groups(model, groups)
         _checks.choice(batch_norm, "batch_norm", BATCH_NORM_POLICIES)
         if preprocess is not None and not callable(preprocess):
             raise TypeError(
                 f"`preprocess` must be a layer or a function. Received: preprocess={preprocess!r}"
             )
+        _check_deterministic(preprocess)
         # Inputs belong to the wrapped model, whose layers may have another precision than
         # the global policy that this layer is made under.
         kwargs.setdefault("autocast", False)
@@ -100,6 +106,21 @@ class PretrainedBackbone(keras.layers.Layer):
             id(layer): number for number, group in enumerate(layer_groups) for layer in group.layers
         }
         self.built = True
+        # Takes the flag given as an argument down to the wrapped model.
+        if not self.trainable or self.batch_norm == "freeze":
+            self.trainable = self.trainable
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the backbone trains; a BatchNorm under `batch_norm="freeze"` never does."""
+        return bool(self._trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        if getattr(self, "batch_norm", None) == "freeze":
+            for layer in self.batch_norms:
+                layer.trainable = False
 
     @property
     def is_functional(self) -> bool:
@@ -165,15 +186,14 @@ class PretrainedBackbone(keras.layers.Layer):
         if self._graph is None:
             return self._call_whole(inputs, start, training, mask)
         if start == len(self.layer_groups):
-            return inputs
+            return self._graph.pack_outputs(_as_list(inputs))
         values, first = self._enter(inputs, start, mask)
         call = self._caller(training)
         if start:
             boundary = self._boundary(start)
             self._graph.run(values, call, nodes=boundary.side_nodes)
         self._graph.run(values, call, nodes=range(first, len(self._graph.nodes)))
-        outputs = [values[key] for key in self._graph.outputs]
-        return _keras_internals.pack_outputs(self._graph.functional, outputs)
+        return self._graph.pack_outputs([values[key] for key in self._graph.outputs])
 
     def features_at(
         self, inputs: Any, starts: Iterable[int], mask: Any = None
@@ -198,7 +218,7 @@ class PretrainedBackbone(keras.layers.Layer):
                 f"{self.model.name!r} is not a functional model, so it has no boundaries to "
                 "stop at."
             )
-        wanted = sorted({self._check_start(start) for start in starts})
+        wanted = sorted({self._check_start(start, least=1) for start in starts})
         if self.preprocess is not None:
             inputs = self._preprocess(inputs)
         values, done = self._enter(inputs, 0, mask)
@@ -216,8 +236,8 @@ class PretrainedBackbone(keras.layers.Layer):
             features[start] = [values[boundary.key], *side]
         return features
 
-    def _check_start(self, start: int) -> int:
-        start = _checks.integer(start, "start", minimum=0)
+    def _check_start(self, start: int, least: int = 0) -> int:
+        start = _checks.integer(start, "start", minimum=least)
         if start > len(self.layer_groups):
             raise ValueError(
                 f"The backbone has {len(self.layer_groups)} layer groups. Received: start={start}"
@@ -243,7 +263,7 @@ class PretrainedBackbone(keras.layers.Layer):
                     _keras_internals.set_mask(tensor, its_mask)
             return dict(zip(self._graph.inputs, flat, strict=True)), 0
         boundary = self._boundary(start)
-        tensor, *side = inputs if isinstance(inputs, list | tuple) else [inputs]
+        tensor, *side = _as_list(inputs)
         if len(side) != len(boundary.side_inputs):
             raise ValueError(
                 f"start={start} takes the features and {len(boundary.side_inputs)} of the model's "
@@ -307,13 +327,17 @@ class PretrainedBackbone(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         groups: Any = self.groups
         if callable(groups):
-            groups = [group.layers[0].name for group in self.layer_groups]
+            groups = {group.name: _first_layer(group) for group in self.layer_groups}
+        elif isinstance(groups, Mapping):
+            groups = dict(groups)
+        elif not isinstance(groups, str | int):
+            groups = list(groups)
         config = super().get_config()
         config.pop("dtype", None)
         return {
             **config,
             "model": keras.saving.serialize_keras_object(self.model),
-            "groups": groups if isinstance(groups, str | int) else list(groups),
+            "groups": groups,
             "batch_norm": self.batch_norm,
             "preprocess": (
                 None
@@ -329,3 +353,28 @@ class PretrainedBackbone(keras.layers.Layer):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _first_layer(group: LayerGroup) -> str:
+    """The layer after which the group would be called: it may start one."""
+    return str(next(layer.name for layer in group.layers if has_variables(layer)))
+
+
+def _check_deterministic(preprocess: Any) -> None:
+    if not isinstance(preprocess, keras.layers.Layer):
+        return
+    random = [
+        layer.name
+        for layer in _keras_internals.flatten_layers(preprocess)
+        if _keras_internals.is_random(layer)
+    ]
+    if random:
+        raise ValueError(
+            f"`preprocess` holds layers that are random in training ({', '.join(random)}), but it "
+            "always runs as in inference, so they would do nothing. Put augmentation into the "
+            "data pipeline."
+        )

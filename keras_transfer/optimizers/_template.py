@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,10 @@ class Template:
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         self.optimizer_class = type(optimizer)
-        self.config: dict[str, Any] = optimizer.get_config()
+        with warnings.catch_warnings():
+            # Keras warns that a rate given as a lambda is unsafe to load; nothing is saved here.
+            warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
+            self.config: dict[str, Any] = optimizer.get_config()
         self.name: str = optimizer.name
 
     @property

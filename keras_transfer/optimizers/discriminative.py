@@ -133,9 +133,11 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         }
 
     def start_stage(
-        self, shape: keras.optimizers.schedules.LearningRateSchedule | None = None
+        self,
+        shape: keras.optimizers.schedules.LearningRateSchedule | None = None,
+        updates_done: int = 0,
     ) -> None:
-        """Starts counting the updates of a stage at 0, with a shape for its rates.
+        """Starts counting the updates of a stage, with a shape for its rates.
 
         With `gradient_accumulation_steps`, updates count, not batches. A shape other than
         the last stage's takes effect when the train function is traced anew.
@@ -143,9 +145,16 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         Args:
             shape: A schedule with peak 1.0, called with the updates since the start of the
                 stage; its value multiplies the base rate. `None` is a constant 1.
+            updates_done: Updates of the stage that lie behind, where a run is continued in
+                the middle of it.
         """
         self.shape = shape
-        self._stage_start.assign(self.iterations)
+        self._stage_start.assign(self.iterations - updates_done)
+
+    @property
+    def updates_in_stage(self) -> int:
+        """Updates since the stage began."""
+        return int(keras.ops.convert_to_numpy(self.stage_step))
 
     # --- To and from plain optimizers -----------------------------------------------------
 
@@ -376,7 +385,14 @@ def discriminative(
 
 
 def find_discriminative(optimizer: Any) -> DiscriminativeOptimizer | None:
-    """Returns the discriminative optimizer that `optimizer` is or holds, or `None`."""
+    """Returns the discriminative optimizer that `optimizer` is or holds, or `None`.
+
+    Args:
+        optimizer: Any optimizer; a `keras.optimizers.LossScaleOptimizer` holds another.
+
+    Returns:
+        The discriminative optimizer, or `None` if there is none.
+    """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, DiscriminativeOptimizer) else None

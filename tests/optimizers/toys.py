@@ -74,7 +74,9 @@ def save(optimizer):
 def sparse(variable, rows):
     """Returns the gradient of an embedding as Keras hands it over."""
     rows = np.asarray(rows)
-    block = np.ones((len(rows), variable.shape[1]), "float32") * (1 + rows[:, None])
+    block = np.ones((len(rows), variable.shape[1])) * (1 + rows[:, None])
     return tf.IndexedSlices(
-        tf.constant(block), tf.constant(rows), dense_shape=tf.constant(list(variable.shape))
+        tf.constant(block, "float32"),
+        tf.constant(rows),
+        dense_shape=tf.constant(list(variable.shape)),
     )

@@ -1,0 +1,155 @@
+"""What a plan means on a model: its layer groups, and the variables of each stage.
+
+The callback that runs a plan and the dry run that describes it both ask here, so that they
+cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_transfer import _checks, _keras_internals, _trainability
+from keras_transfer._layer_variables import count_parameters, variables_that_may_train
+from keras_transfer._stock_model import stock_model_groups
+from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
+from keras_transfer.plan import Stage, UnfreezingPlan
+
+STOCK_BATCH_NORM_POLICIES = ("freeze", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedStage:
+    """A stage on a model.
+
+    Attributes:
+        stage: The stage.
+        variables: What trains while it runs.
+        still: Layers whose statistics must not move, though no variable of theirs says so.
+        groups: The layer groups of which it trains at least a part.
+    """
+
+    stage: Stage
+    variables: list[keras.Variable]
+    still: list[keras.layers.Layer]
+    groups: list[LayerGroup]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that train."""
+        return count_parameters(self.variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedPlan:
+    """A plan on a model.
+
+    Attributes:
+        groups: The model's layer groups, the head last.
+        stages: The stages, in order.
+        note: What was decided for the user, in one line; empty on a `TransferModel`.
+    """
+
+    groups: LayerGroups
+    stages: list[ResolvedStage]
+    note: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that may train, whatever the plan."""
+        return count_parameters(self.groups.variables)
+
+    def naming(self, stage: ResolvedStage, most: int) -> str:
+        """Names the groups that a stage trains; more than `most` neighbours by first and last."""
+        names = [group.name for group in stage.groups]
+        start = self.groups.names.index(names[0])
+        if len(names) > most and self.groups.names[start : start + len(names)] == names:
+            return f"{names[0]} to {names[-1]}"
+        return ", ".join(names)
+
+
+def is_transfer_model(model: Any) -> bool:
+    """Whether the model has layer groups and a BatchNorm policy of its own."""
+    return isinstance(getattr(model, "layer_groups", None), LayerGroups)
+
+
+def resolve(
+    model: keras.Model,
+    plan: UnfreezingPlan,
+    groups: Groups | None = None,
+    head: str | None = None,
+    batch_norm: str = "freeze",
+) -> ResolvedPlan:
+    """Finds the variables of each stage of `plan`.
+
+    Args:
+        model: A built `TransferModel`, or a built stock model.
+        plan: The plan.
+        groups: How to split a stock model's backbone.
+        head: Name of the first layer of a stock model's head.
+        batch_norm: What the BatchNorms of a stock model's backbone do; see
+            `check_batch_norm`.
+
+    Raises:
+        ValueError: If the plan does not fit the model.
+    """
+    if is_transfer_model(model):
+        for name, value in (("groups", groups), ("head", head)):
+            if value is not None:
+                raise ValueError(
+                    f"A `TransferModel` has its own layer groups; `{name}` is for stock models. "
+                    "Say it to `TransferModel` instead."
+                )
+        found: LayerGroups = model.layer_groups
+        backbone = model.backbone
+        frozen = backbone.batch_norms if backbone.batch_norm == "freeze" else []
+        note = ""
+    else:
+        check_batch_norm(batch_norm)
+        found = stock_model_groups(model, "auto" if groups is None else groups, head)
+        frozen = []
+        if batch_norm == "freeze":
+            layers = [layer for group in found[:-1] for layer in group.all_layers]
+            frozen = [la for la in layers if isinstance(la, keras.layers.BatchNormalization)]
+        starts = found.note if found.note.startswith("after") else f"at {found[-1].name!r}"
+        note = f"The head starts {starts}. BatchNorm: {batch_norm}."
+    always_frozen = variables_that_may_train(frozen)
+    stages = []
+    for stage in plan.stages:
+        variables = _trainability.variables_of_stage(stage, found, always_frozen)
+        training = {id(v) for v in variables}
+        touched = [g for g in found if any(id(v) in training for v in g.variables)]
+        still = _trainability.still_layers(variables, found, frozen)
+        stages.append(ResolvedStage(stage, variables, still, touched))
+    return ResolvedPlan(found, stages, note)
+
+
+def check_batch_norm(batch_norm: str) -> str:
+    """Checks what the BatchNorms of a stock model's backbone are to do."""
+    if batch_norm == "inference":
+        raise ValueError(
+            "batch_norm='inference' needs a `TransferModel`: on a stock model `fit` passes "
+            "training=True to every BatchNormalization that trains. Use 'freeze' or 'train'."
+        )
+    return _checks.choice(batch_norm, "batch_norm", STOCK_BATCH_NORM_POLICIES)
+
+
+def check_rates(plan: UnfreezingPlan, optimizer: keras.optimizers.Optimizer) -> None:
+    """Checks that nothing but the plan would set the rates that the plan sets.
+
+    Raises:
+        ValueError: If a stage has a rate or a schedule, and the optimizer has a schedule.
+    """
+    source = _keras_internals.rate_source(getattr(optimizer, "inner_optimizer", optimizer))
+    if not isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
+        return
+    for stage in plan.stages:
+        for name in ("peak_lr", "schedule"):
+            if getattr(stage, name) is not None:
+                raise ValueError(
+                    f"Stage {stage.name!r} sets `{name}`, but the optimizer's learning rate is a "
+                    f"{type(source).__name__}, which would be overruled. Compile with a number "
+                    "as learning rate, or leave the rates of the plan out."
+                )
