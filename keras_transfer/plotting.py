@@ -36,7 +36,7 @@ def plot_lr_curve(
     """Draws the loss against the learning rate, with the suggested rate.
 
     Args:
-        curve: What `find_lr` returned.
+        curve: The result of an LR range test.
         ax: Matplotlib axes to draw into; `None` for new ones.
         rule: The rule or rules whose suggestion is marked, as in `LRCurve.suggest`;
             `None` for none. A rule that finds nothing is named in the legend.
@@ -59,7 +59,7 @@ def plot_lr_curve(
     """
     if not isinstance(curve, LRCurve):
         raise TypeError(
-            f"`curve` must be an `LRCurve`, as `find_lr` returns. Received: curve={curve!r}"
+            f"`curve` must be an `LRCurve`. Received: curve={curve!r}"
         )
     ax = _axes(ax, (6.4, 4.0))
     rates, losses = np.asarray(curve.learning_rates), np.asarray(curve.losses)
