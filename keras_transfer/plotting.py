@@ -58,9 +58,7 @@ def plot_lr_curve(
     ('log', 'learning rate')
     """
     if not isinstance(curve, LRCurve):
-        raise TypeError(
-            f"`curve` must be an `LRCurve`. Received: curve={curve!r}"
-        )
+        raise TypeError(f"`curve` must be an `LRCurve`. Received: curve={curve!r}")
     ax = _axes(ax, (6.4, 4.0))
     rates, losses = np.asarray(curve.learning_rates), np.asarray(curve.losses)
     smoothed = np.asarray(curve.smoothed_losses)
