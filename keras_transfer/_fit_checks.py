@@ -54,7 +54,7 @@ def check_callbacks(callbacks: Any, carrier: CarriesPlan | None) -> None:
             raise ValueError(
                 "`BackupAndRestore` does not keep when a stage began, and this plan has stages "
                 "that end on a plateau: a resumed run would be in another stage. Use stages of "
-                "fixed length, or keras_transfer.callbacks.ResumableTraining instead."
+                "fixed length."
             )
         if isinstance(callback, keras.callbacks.EarlyStopping) and len(carrier.plan.stages) > 1:
             warnings.warn(
