@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_transfer import _fit_checks, _keras_internals, _trainability
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
@@ -78,6 +77,9 @@ class TransferModel(keras.Model):
                 )
         else:
             backbone = PretrainedBackbone(backbone, groups=groups, name="backbone")
+        # Inputs belong to the backbone's own precision: under a global `mixed_float16` a cast
+        # here would round images before the wrapped model sees them.
+        kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.backbone = backbone
         self.head = head
@@ -85,6 +87,7 @@ class TransferModel(keras.Model):
         if backbone.is_functional:
             self(backbone.symbolic_inputs())
         self._traced_variables: frozenset[int] = frozenset()
+        self._saved_flags: list[bool] | None = None
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         features = self.backbone(inputs, training=training, mask=mask)
@@ -239,20 +242,17 @@ class TransferModel(keras.Model):
 
     # --- Saving -----------------------------------------------------------------------
 
-    def save_own_variables(self, store: Any) -> None:
-        # Layers save one flag each; a stage such as train="bias" needs one per variable.
-        super().save_own_variables(store)
-        flags = [v.trainable for v in self.layer_groups.variables]
-        store["keras_transfer_trainable"] = np.array(flags, dtype="uint8")
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # Only a model that is not functional is built here, its head with it.
+        super().build_from_config(config)
+        self._set_saved_flags()
 
-    def load_own_variables(self, store: Any) -> None:
-        flags = None
-        if "keras_transfer_trainable" in store:
-            flags = np.array(store["keras_transfer_trainable"]).astype(bool)
-        variables = self.layer_groups.variables
-        if flags is None or len(flags) != len(variables):
+    def _set_saved_flags(self) -> None:
+        if self._saved_flags is None:
             return
-        _trainability.set_flags(self, [v for v, on in zip(variables, flags, strict=True) if on])
+        flags = zip(self.layer_groups.variables, self._saved_flags, strict=True)
+        _trainability.set_flags(self, [variable for variable, trains in flags if trains])
+        self._saved_flags = None
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras leaves a model with a `compile` of its own uncompiled.
@@ -263,10 +263,13 @@ class TransferModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype", None)
+        # Keras keeps one flag for each layer; a stage such as train="bias" needs one for each
+        # variable. They stand here, as Keras's own do: a weights file must not change what trains.
         return {
             **config,
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "head": keras.saving.serialize_keras_object(self.head),
+            "trains": [bool(v.trainable) for v in self.layer_groups.variables],
         }
 
     @classmethod
@@ -276,4 +279,9 @@ class TransferModel(keras.Model):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects=custom_objects
             )
-        return cls(**config)
+        trains = config.pop("trains", None)
+        model = cls(**config)
+        model._saved_flags = trains
+        if model.built:
+            model._set_saved_flags()
+        return model

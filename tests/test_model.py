@@ -1,0 +1,130 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_transfer as ktf
+
+
+def backbone():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, "tanh", name="stem"),
+            keras.layers.Dense(8, "tanh", name="top"),
+        ]
+    )
+
+
+def transfer(**kwargs):
+    model = ktf.TransferModel(
+        backbone(), keras.layers.Dense(3, "softmax", name="new"), groups="blocks", **kwargs
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+
+def flags(model):
+    return [v.trainable for v in model.layer_groups.variables]
+
+
+def data():
+    return np.random.normal(size=(16, 6)).astype("float32"), np.arange(16) % 3
+
+
+@pytest.mark.parametrize("n", range(-3, 3))
+def test_freeze_to_freezes_the_groups_below_and_moves_those_above(n):
+    x, y = data()
+    model = transfer()
+    model.freeze_to(n)
+    before = model.get_weights()
+    model.fit(x, y, verbose=0)
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert moved == [index >= 2 * (n % 3) for index in range(6)]
+
+
+def test_freezing_between_two_fits_takes_effect_without_recompiling():
+    x, y = data()
+    model = transfer()
+    model.freeze()
+    model.fit(x, y, verbose=0)
+    model.unfreeze()
+    before = model.get_weights()
+    model.fit(x, y, verbose=0)
+    assert all(not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("n", [3, -4])
+def test_freezing_everything_is_an_error(n):
+    with pytest.raises(ValueError, match=r"3 layer groups, of which at least one must train"):
+        transfer().freeze_to(n)
+
+
+def test_loading_weights_leaves_the_flags_alone(tmp_path):
+    saved, model = transfer(), transfer()
+    saved.freeze()
+    saved.save_weights(tmp_path / "w.weights.h5")
+    model.unfreeze()
+    model.load_weights(tmp_path / "w.weights.h5")
+    assert flags(model) == [True] * 6
+    for a, b in zip(saved.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_saved_model_keeps_a_flag_for_each_variable(tmp_path):
+    model = transfer()
+    biases = [v for v in model.layer_groups.variables if v.name == "bias"]
+    for variable in model.layer_groups.variables:
+        variable.trainable = any(variable is b for b in biases)
+    model.save(tmp_path / "m.keras")
+    assert flags(keras.models.load_model(tmp_path / "m.keras")) == [False, True] * 3
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Body(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.stem = keras.layers.Dense(8, "tanh", name="stem")
+        self.top = keras.layers.Dense(8, "tanh", name="top")
+
+    def call(self, x):
+        return self.top(self.stem(x))
+
+
+def test_a_saved_model_that_is_not_functional_keeps_its_flags_too(tmp_path):
+    body = Body()
+    body(np.ones((1, 6), "float32"))
+    model = ktf.TransferModel(body, keras.layers.Dense(3, name="new"), groups="blocks")
+    model(np.ones((1, 6), "float32"))
+    model.freeze()
+    model.save(tmp_path / "m.keras")
+    assert flags(keras.models.load_model(tmp_path / "m.keras")) == [False] * 4 + [True] * 2
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Scaled(ktf.TransferModel):
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+        super().build(input_shape)
+
+
+def test_weights_of_a_subclass_are_saved_and_loaded(tmp_path):
+    model = Scaled(backbone(), keras.layers.Dense(3, "softmax", name="new"), groups="blocks")
+    model.scale.assign(7.0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert float(loaded.scale.numpy()) == 7.0
+
+
+def test_inputs_reach_the_wrapped_model_in_their_own_precision():
+    body = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(
+                6, use_bias=False, kernel_initializer="identity", dtype="float32", name="same"
+            ),
+        ]
+    )
+    keras.config.set_dtype_policy("mixed_float16")
+    model = ktf.TransferModel(body, keras.layers.Identity(dtype="float32"))
+    x = np.full((2, 6), 1.0001, "float32")  # float16 knows 1.0 and 1.001, and nothing between
+    np.testing.assert_array_equal(model(x).numpy(), x)
