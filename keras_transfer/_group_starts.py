@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from keras_transfer import _checks
+from keras_transfer import _checks, _patterns
 from keras_transfer._blocks import Block, Shape
 from keras_transfer._layer_variables import all_layers, has_variables
 from keras_transfer._partition import equal_runs
@@ -151,7 +150,7 @@ def _places_of(
             f"{len(exact)} layers are called {pattern!r}, so it does not say where a group starts. "
             "Name another layer, or use groups='blocks' or a whole number."
         )
-    matched = exact or [place for place in places if matches(pattern, place[0])]
+    matched = exact or [place for place in places if _patterns.matches(pattern, place[0])]
     if not matched:
         known = dict.fromkeys(name for name, _, _ in places)
         raise ValueError(
@@ -215,11 +214,3 @@ def _name_by(name_of: Callable[[keras.layers.Layer], Any], layer: keras.layers.L
 
 def _first_with_variables(layers: Sequence[keras.layers.Layer]) -> int:
     return next((i for i, layer in enumerate(layers) if has_variables(layer)), 0)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a regular expression matches the whole of a name."""
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a valid regular expression: {error}.") from error

@@ -9,10 +9,10 @@ from typing import Any, overload
 
 import keras
 
-from keras_transfer import _checks
+from keras_transfer import _checks, _patterns
 from keras_transfer._blocks import Block, blocks_of, join
 from keras_transfer._functional_graph import Boundary
-from keras_transfer._group_starts import auto_starts, matches, starts_by_callable, starts_by_pattern
+from keras_transfer._group_starts import auto_starts, starts_by_callable, starts_by_pattern
 from keras_transfer._layer_variables import (
     all_layers,
     count_parameters,
@@ -107,10 +107,7 @@ class LayerGroups(Sequence[LayerGroup]):
 
     def aliases(self) -> dict[str, str]:
         """Returns the short names, `stem` and `head`, and the groups they stand for."""
-        names = {"stem": self._groups[0].name}
-        if self.has_head:
-            names["head"] = self._groups[-1].name
-        return {alias: name for alias, name in names.items() if alias not in self.names}
+        return _patterns.stem_and_head(self.names, has_head=self.has_head)
 
     def select(self, patterns: str | Iterable[str]) -> list[LayerGroup]:
         """Returns the groups that names or patterns stand for, in order.
@@ -122,24 +119,7 @@ class LayerGroups(Sequence[LayerGroup]):
             ValueError: If a pattern matches no group, or two patterns match one.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        claimed: dict[str, str] = {}
-        for pattern in patterns:
-            meant = self.aliases().get(pattern, pattern)
-            exact = [name for name in self.names if name == meant]
-            matched = exact or [name for name in self.names if matches(meant, name)]
-            if not matched:
-                known = [*self.names, *self.aliases()]
-                raise ValueError(
-                    f"No layer group matches {pattern!r}.{_checks.did_you_mean(pattern, known)} "
-                    f"The groups are: {', '.join(self.names)}."
-                )
-            for name in matched:
-                if name in claimed:
-                    raise ValueError(
-                        f"Patterns {claimed[name]!r} and {pattern!r} both match the layer group "
-                        f"{name!r}. Let one pattern stand for each group."
-                    )
-                claimed[name] = pattern
+        claimed = _patterns.claim_groups(patterns, self.names, self.aliases())
         return [group for group in self if group.name in claimed]
 
     def __str__(self) -> str:

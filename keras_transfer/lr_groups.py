@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from keras_transfer import _checks
+from keras_transfer import _checks, _patterns
 
 
 def group_multipliers(
@@ -69,7 +68,7 @@ def group_multipliers(
     training = set(training)
     for name in sorted(training):
         if name not in multipliers:
-            raise ValueError(_unknown(name, names))
+            raise ValueError(_patterns.unknown_group(name, names, _patterns.stem_and_head(names)))
     return {name: multiplier for name, multiplier in multipliers.items() if name in training}
 
 
@@ -122,35 +121,8 @@ def _from_rates(names: list[str], rates: Mapping[str, float]) -> dict[str, float
             f"Received: rates={rates!r}"
         )
     multipliers = dict.fromkeys(names, 1.0)
-    claimed: dict[str, str] = {}
-    for pattern, multiplier in rates.items():
-        multiplier = _checks.number(multiplier, f"rates[{pattern!r}]", minimum=0)
-        matched = [name for name in names if _matches(pattern, name, names)]
-        if not matched:
-            raise ValueError(_unknown(pattern, names))
-        for name in matched:
-            if name in claimed:
-                raise ValueError(
-                    f"Patterns {claimed[name]!r} and {pattern!r} both match the layer group "
-                    f"{name!r}. Let one pattern stand for each group."
-                )
-            claimed[name] = pattern
-            multipliers[name] = multiplier
+    for name, pattern in _patterns.claim_groups(
+        rates, names, _patterns.stem_and_head(names)
+    ).items():
+        multipliers[name] = _checks.number(rates[pattern], f"rates[{pattern!r}]", minimum=0)
     return multipliers
-
-
-def _matches(pattern: str, name: str, names: list[str]) -> bool:
-    aliases = {"stem": names[0], "head": names[-1]}
-    if pattern in aliases and pattern not in names:
-        return name == aliases[pattern]
-    if pattern in names:  # a layer's name need not be a valid pattern, or match itself as one
-        return name == pattern
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a valid regular expression: {error}.") from error
-
-
-def _unknown(pattern: str, names: list[str]) -> str:
-    hint = _checks.did_you_mean(pattern, [*names, "stem", "head"])
-    return f"No layer group matches {pattern!r}.{hint} The groups are: {', '.join(names)}."

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_transfer import _checks, _keras_internals
+from keras_transfer import _checks, _keras_internals, _patterns
 from keras_transfer.optimizers._clone import Clone, VariableState, path_of
 from keras_transfer.optimizers._saved_state import SavedState, unique_names
 from keras_transfer.optimizers._template import Template
@@ -70,30 +69,12 @@ class GroupTable:
 
     def resolve_multipliers(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """Finds the groups that patterns name, and checks the values."""
-        values: dict[str, float] = {}
-        given_by: dict[str, str] = {}
-        for pattern, value in multipliers.items():
-            value = _checks.number(value, f"multipliers[{pattern!r}]", minimum=0)
-            if pattern in self.names:
-                matched = [pattern]
-            elif pattern in ("stem", "head"):
-                matched = [self.names[0 if pattern == "stem" else -1]]
-            else:
-                matched = [name for name in self.names if re.fullmatch(pattern, name)]
-            if not matched:
-                raise ValueError(
-                    f"No layer group is called {pattern!r}. The groups are: "
-                    f"{', '.join(map(repr, self.names))}."
-                    f"{_checks.did_you_mean(pattern, [*self.names, 'stem', 'head'])}"
-                )
-            for name in matched:
-                if name in values:
-                    raise ValueError(
-                        f"Layer group {name!r} is given two multipliers, by {given_by[name]!r} "
-                        f"and by {pattern!r}. Make the patterns exclusive."
-                    )
-                values[name], given_by[name] = value, pattern
-        return values
+        aliases = _patterns.stem_and_head(self.names)
+        claimed = _patterns.claim_groups(multipliers, self.names, aliases)
+        return {
+            name: _checks.number(multipliers[pattern], f"multipliers[{pattern!r}]", minimum=0)
+            for name, pattern in claimed.items()
+        }
 
     def assign_multipliers(self, values: Mapping[str, float]) -> None:
         """Assigns multipliers by group name; other groups keep theirs."""
