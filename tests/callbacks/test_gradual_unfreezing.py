@@ -225,3 +225,87 @@ def test_labels_that_do_not_fit_the_head_are_an_error():
     compiled(model)
     with pytest.raises(ValueError, match=r"num_classes=3, so class ids run from 0 to 2"):
         model.fit(x, np.full(16, 3), verbose=0)
+
+
+class Scores(keras.callbacks.Callback):
+    """Reports a made-up metric, and keeps the weights of each epoch's end and begin."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores, self.ends, self.begins = scores, [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begins.append(self.model.get_weights())
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["score"] = self.scores[epoch]
+        self.ends.append(self.model.get_weights())
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_a_stage_with_patience_hands_on_its_best_weights(restore):
+    x, y = data()
+    model = compiled(transfer())
+    plan = ktf.UnfreezingPlan(
+        [
+            ktf.Stage(
+                "probe",
+                depth=1,
+                epochs=9,
+                monitor="score",
+                mode="max",
+                patience=2,
+                restore_best_weights=restore,
+            ),
+            ktf.Stage("all", depth="all", epochs=1),
+        ]
+    )
+    seen = Scores([1.0, 3.0, 2.0, 2.5, 0.0])
+    history = model.fit(x, y, verbose=0, callbacks=[seen, unfreezing(model, plan)]).history
+    assert history["stage"] == [0, 0, 0, 0, 1]
+    best, last = seen.ends[1], seen.ends[3]
+    assert any(not np.array_equal(a, b) for a, b in zip(best, last, strict=True))
+    for a, b in zip(best if restore else last, seen.begins[4], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class HeadSteps(keras.callbacks.Callback):
+    """Keeps how far the head's kernel moves at each step."""
+
+    def on_train_begin(self, logs=None):
+        self.moves = []
+        self.before = self.model.head.kernel.numpy()
+
+    def on_train_batch_end(self, batch, logs=None):
+        after = self.model.head.kernel.numpy()
+        self.moves.append(float(np.abs(after - self.before).max()))
+        self.before = after
+
+
+def head_moves(schedule, **fit):
+    """Moves of the head under SGD and a gradient that never changes, in units of `peak_lr`."""
+    keras.utils.set_random_seed(0)
+    head = keras.layers.Dense(1, use_bias=False, name="new")
+    model = ktf.TransferModel(backbone(), head, groups="blocks")
+    model.compile(keras.optimizers.SGD(0.01), loss=lambda y, p: keras.ops.mean(p))
+    stage = ktf.Stage("probe", depth=1, epochs=4, peak_lr=0.5, schedule=schedule)
+    seen = HeadSteps()
+    callbacks = [unfreezing(model, ktf.UnfreezingPlan([stage])), seen]
+    model.fit(np.ones((40, 6)), np.ones((40, 1)), 4, verbose=0, callbacks=callbacks, **fit)
+    gradient = np.abs(model.backbone(np.ones((1, 6), "float32")).numpy()).max()
+    return np.array(seen.moves) / gradient / 0.5
+
+
+def test_a_stages_schedule_shapes_the_steps_that_weights_take():
+    steps = 40
+    wanted = [
+        ktf.schedules.slanted_triangular(t, total_steps=steps, peak_lr=1.0) for t in range(steps)
+    ]
+    np.testing.assert_allclose(head_moves("slanted_triangular"), wanted, rtol=1e-3)
+    np.testing.assert_allclose(head_moves(None), np.ones(steps), rtol=1e-3)
+
+
+def test_a_run_that_starts_inside_a_stage_goes_on_with_its_schedule():
+    whole = head_moves("slanted_triangular")
+    later = head_moves("slanted_triangular", initial_epoch=2)
+    np.testing.assert_allclose(later, whole[20:], rtol=1e-3)
