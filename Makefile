@@ -1,9 +1,9 @@
-# The command of the README: `make test`. It makes .venv first,
+# The two commands of the README: `make quickstart` and `make test`. Both make .venv first,
 # which takes minutes once (TensorFlow is large) and nothing the second time.
 # Needs Python 3.11 or newer with pip, and make. uv is used where present.
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-gpu lint ruff format-check types imports format docs clean
+.PHONY: help quickstart test test-gpu lint ruff format-check types imports format docs clean
 
 # Deferred: asked only when .venv has to be made.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,\
@@ -24,12 +24,16 @@ pip_install = @{ command -v uv >/dev/null 2>&1 \
 	|| $(BIN)/python -m pip install --quiet $(1)
 
 help:
+	@echo "make quickstart  install what the quickstart needs and run examples/quickstart.py"
 	@echo "make test        install the test extras and run the whole suite"
 	@echo "make test-gpu    run only the tests that need a GPU"
 	@echo "make lint        ruff, mypy and the import contracts"
 	@echo "make format      let ruff mend layout and what it can"
 	@echo "make docs        build the documentation into site/"
 	@echo "make clean       remove .venv and everything built"
+
+quickstart: $(STAMPS)/examples
+	$(BIN)/python examples/quickstart.py
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest -q

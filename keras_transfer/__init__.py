@@ -1,6 +1,16 @@
 """Fine-tuning of pretrained Keras models: gradual unfreezing in one `model.fit`."""
 
-from keras_transfer import callbacks, layers, optimizers, recipes, schedules
+from keras_transfer import (
+    callbacks,
+    data,
+    layers,
+    optimizers,
+    plotting,
+    recipes,
+    schedules,
+    transferability,
+    weights,
+)
 from keras_transfer.dry_run import describe
 from keras_transfer.layer_groups import LayerGroup, LayerGroups, backbone_groups
 from keras_transfer.model import TransferModel
@@ -16,9 +26,13 @@ __all__ = [
     "UnfreezingPlan",
     "backbone_groups",
     "callbacks",
+    "data",
     "describe",
     "layers",
     "optimizers",
+    "plotting",
     "recipes",
     "schedules",
+    "transferability",
+    "weights",
 ]
