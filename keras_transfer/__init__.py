@@ -13,12 +13,15 @@ from keras_transfer import (
 )
 from keras_transfer.dry_run import describe
 from keras_transfer.layer_groups import LayerGroup, LayerGroups, backbone_groups
+from keras_transfer.lr_curve import LRCurve
+from keras_transfer.lr_finder import find_lr
 from keras_transfer.model import TransferModel
 from keras_transfer.plan import Stage, UnfreezingPlan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LRCurve",
     "LayerGroup",
     "LayerGroups",
     "Stage",
@@ -28,6 +31,7 @@ __all__ = [
     "callbacks",
     "data",
     "describe",
+    "find_lr",
     "layers",
     "optimizers",
     "plotting",

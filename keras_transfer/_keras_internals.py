@@ -7,12 +7,21 @@ Seen in Keras 3.15.1 and TensorFlow 2.21.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import random
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state as _global_state
 from keras.src.models.functional import Functional
+from tensorflow.python.framework import convert_to_constants, op_def_registry
+from keras.src.random import seed_generator as _seed_generator
+from tensorflow.python.data.ops import dataset_ops as _dataset_ops
+from tensorflow.python.eager import context as _eager_context
+from tensorflow.python.ops import stateful_random_ops as _stateful_random_ops
 
 # --- Layers and variables -----------------------------------------------------------------
 
@@ -335,3 +344,176 @@ def child_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def saved_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the layer's own variables in the order that weights files number them."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+# --- Runs that leave no trace (the LR range test) --------------------------------------------
+
+
+def compiled_trainable_state(model: keras.Model) -> dict[Any, bool] | None:
+    """Returns the flags that Keras remembers from `compile`."""
+    state = getattr(model, "_compiled_trainable_state", None)
+    return None if state is None else dict(state)
+
+
+def set_compiled_trainable_state(model: keras.Model, state: dict[Any, bool] | None) -> None:
+    """Puts back what `compiled_trainable_state` returned."""
+    if state is not None:
+        model._compiled_trainable_state = state
+
+
+def build_symbolically(model: keras.Model, batch: Any) -> None:
+    """Makes metrics and optimizer state before the first step, where a strategy needs that."""
+    model._maybe_symbolic_build(data_batch=batch)
+
+
+_SEED_APART = 0x2C1B3C6D  # any number that no user would choose
+
+
+@contextlib.contextmanager
+def random_numbers_apart() -> Iterator[None]:
+    """Whatever draws random numbers inside leaves those drawn afterwards as they would be.
+
+    Python's and NumPy's generators, Keras's one for all unseeded calls and TensorFlow's
+    global generator are put back. The state of TensorFlow's older operations
+    (`tf.random.uniform`) cannot be: it lies in kernels, which are found by their seeds. So
+    these get another global seed inside, and with it kernels of their own. What stays out
+    of reach is such an operation in a `tf.function` that was traced before.
+    """
+    context = _eager_context.context()
+    seed, of_operations = context._seed, getattr(context, "_rng", None)
+    python, numpy = random.getstate(), np.random.get_state()
+    of_keras = _global_state.get_global_attribute(_seed_generator.GLOBAL_SEED_GENERATOR)
+    of_tensorflow = _stateful_random_ops.global_generator
+    # Copies: on a CPU, `numpy()` may show the variable's own memory.
+    states = [
+        (generator.state, np.array(generator.state.numpy(), copy=True))
+        for generator in (of_keras, of_tensorflow)
+        if generator is not None
+    ]
+    # Not `tf.random.set_seed`, which clears all kernels, and so sets back their states.
+    context._seed = _SEED_APART if seed is None else int(seed) ^ _SEED_APART
+    context._rng = random.Random(context._seed)
+    try:
+        yield
+    finally:
+        context._seed, context._rng = seed, of_operations
+        random.setstate(python)
+        np.random.set_state(numpy)
+        _global_state.set_global_attribute(_seed_generator.GLOBAL_SEED_GENERATOR, of_keras)
+        for variable, state in states:
+            variable.assign(state)
+
+
+def with_own_shuffles(dataset: tf.data.Dataset, *, max_bytes: int = 2**26) -> tf.data.Dataset:
+    """Copies a data set, so that reading the copy does not advance the original's shuffles.
+
+    A `shuffle` draws its next order when the data set is opened, from a generator that all
+    iterators of the data set share, and that nothing can set back. The copy has generators
+    of its own, with the same seeds. Arrays that the data set holds are copied too, slowly
+    (1 GB in a minute), so beyond `max_bytes`, and where a copy cannot be made, the data set
+    itself is returned.
+    """
+    sources = [dataset]
+    for source in sources:
+        sources.extend(source._inputs())
+    if not any("Shuffle" in type(source).__name__ for source in sources):
+        return dataset
+    tensors = [t for source in sources for t in getattr(source, "_tensors", [])]
+    functions = [f.function for source in sources for f in source._functions()]
+    tensors += [t for f in functions for t in f.captured_inputs if t.shape.is_fully_defined()]
+    held = sum(int(np.prod(t.shape)) * t.dtype.size for t in tensors)
+    if held > max_bytes:
+        return dataset
+    try:
+        serialized = dataset._as_serialized_graph().numpy()
+        graph = tf.compat.v1.GraphDef.FromString(serialized)
+        nodes = {node.name: node for node in graph.node}
+        for node in graph.node:
+            if not node.op.startswith("Shuffle"):
+                continue
+            for name in node.input:
+                shared = nodes[name.split(":")[0]]
+                is_const = shared.op == "Const"
+                if is_const and shared.attr["dtype"].type == tf.resource.as_datatype_enum:
+                    shared.op = "DummySeedGenerator"
+                    shared.ClearField("attr")
+        variant = tf.raw_ops.DatasetFromGraph(graph_def=graph.SerializeToString())
+        return _dataset_ops._VariantDataset(variant, dataset.element_spec)
+    except tf.errors.OpError:
+        return dataset
+
+
+# --- Cached features ------------------------------------------------------------------------
+
+
+def get_mask(tensor: Any) -> Any:
+    """Returns the mask that rides on a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def take_initial_epoch(model: keras.Model) -> int | None:
+    """Returns the epoch at which a callback (`BackupAndRestore`) says to start, and forgets it.
+
+    Keras never clears it, so that a later `fit` on the same model would start there again.
+    """
+    epoch = model._initial_epoch
+    model._initial_epoch = None
+    return None if epoch is None else int(epoch)
+
+
+def unsafe_operations(graph: Any, safe: Collection[str]) -> list[str]:
+    """Returns the operations of a function's graph that keep state or draw random numbers.
+
+    Args:
+        graph: The graph of a `tf.function`, the functions that it calls included.
+        safe: Operations with state that are fine all the same.
+    """
+    definition = graph.as_graph_def()
+    nodes = list(definition.node)
+    for function in definition.library.function:
+        nodes += function.node_def
+    found = []
+    for node in nodes:
+        known = op_def_registry.get(node.op)
+        stateful = known is not None and known.is_stateful and node.op not in safe
+        if (stateful or "Random" in node.op) and node.op not in found:
+            found.append(node.op)
+    # A placeholder for a function's argument counts as stateful in some versions.
+    return [name for name in found if name not in ("Placeholder", "_Arg", "_Retval")]
+
+
+def operations(graph: Any) -> list[Any]:
+    """Returns the operations of a function's graph, without those of functions that it calls."""
+    return list(graph.get_operations())
+
+
+def dataset_inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """Returns the data sets that a data set reads from."""
+    return list(dataset._inputs())
+
+
+def dataset_graphs(dataset: tf.data.Dataset) -> list[Any]:
+    """Returns the graphs of the functions of a data set's last transformation."""
+    return [function.function.graph for function in dataset._functions()]
+
+
+def dataset_attribute(dataset: tf.data.Dataset, name: str) -> Any:
+    """Returns what a transformation was told (`reshuffle_each_iteration`), or `None`."""
+    value = getattr(dataset, f"_{name}", None)
+    return value.numpy() if hasattr(value, "numpy") else value
+
+
+def fold_variables(concrete: Any) -> Callable[[Any], Any]:
+    """Returns a concrete function with its variables folded into constants.
+
+    Folding lets TensorFlow merge BatchNorms into convolutions. There is no public way to
+    do this for a function in memory.
+    """
+    frozen = convert_to_constants.convert_variables_to_constants_v2(concrete)
+    structure = concrete.structured_outputs
+
+    def call(inputs: Any) -> Any:
+        flat = [tf.convert_to_tensor(t) for t in tf.nest.flatten(inputs)]
+        return tf.nest.pack_sequence_as(structure, frozen(*flat))
+
+    return call

@@ -25,7 +25,7 @@ _LEAST_FALL = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class LRCurve:
-    """The loss of each batch while the learning rate grew: the result of an LR range test.
+    """The loss of each batch while the learning rate grew: the result of `find_lr`.
 
     Args:
         learning_rates: Base learning rate (the head's) of each step, growing.

@@ -36,7 +36,7 @@ def plot_lr_curve(
     """Draws the loss against the learning rate, with the suggested rate.
 
     Args:
-        curve: The result of an LR range test.
+        curve: What `keras_transfer.find_lr` returned.
         ax: Matplotlib axes to draw into; `None` for new ones.
         rule: The rule or rules whose suggestion is marked, as in `LRCurve.suggest`;
             `None` for none. A rule that finds nothing is named in the legend.
@@ -58,7 +58,9 @@ def plot_lr_curve(
     ('log', 'learning rate')
     """
     if not isinstance(curve, LRCurve):
-        raise TypeError(f"`curve` must be an `LRCurve`. Received: curve={curve!r}")
+        raise TypeError(
+            f"`curve` must be an `LRCurve`, as `find_lr` returns. Received: curve={curve!r}"
+        )
     ax = _axes(ax, (6.4, 4.0))
     rates, losses = np.asarray(curve.learning_rates), np.asarray(curve.losses)
     smoothed = np.asarray(curve.smoothed_losses)

@@ -1,0 +1,579 @@
+"""Canaries: each private name of Keras and TensorFlow still does what the package needs.
+
+Each function of `_keras_internals.py` has a test here called `test_<function>...` that looks
+at what the function does, not at whether an attribute is there.
+"""
+
+import ast
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+import keras_transfer
+from keras_transfer import _keras_internals
+
+KO = keras.optimizers
+PACKAGE = pathlib.Path(keras_transfer.__file__).parent
+FUNCTIONS = [
+    name
+    for name, function in inspect.getmembers(_keras_internals, inspect.isfunction)
+    if function.__module__ == _keras_internals.__name__
+]
+
+
+# --- The rule itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_a_canary(name):
+    tests = [test for test in globals() if test.startswith("test_")]
+    assert any(test == f"test_{name}" or test.startswith(f"test_{name}_") for test in tests)
+
+
+def private_names(path):
+    """Private attributes that a file reads from objects other than `self`, and those it makes."""
+    tree = ast.parse(path.read_text())
+    read, made = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            if isinstance(node.ctx, ast.Store):
+                made.add(node.attr)
+            elif not node.attr.startswith("__"):
+                read.add(node.attr)
+        elif isinstance(node, ast.alias):
+            made.add(node.name)
+        elif isinstance(node, ast.AnnAssign | ast.Name):
+            name = getattr(node.target, "id", "") if isinstance(node, ast.AnnAssign) else node.id
+            made.add(name)
+    return read, made
+
+
+def test_no_other_file_reads_a_private_name_of_keras():
+    files = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "_keras_internals.py"]
+    found = {path: private_names(path) for path in files}
+    ours = {name for _, made in found.values() for name in made}
+    foreign = {path.name: read - ours for path, (read, _) in found.items() if read - ours}
+    # Inherited by the discriminative optimizer; its canary is in tests/optimizers.
+    assert foreign == {"_step.py": {"_clip_gradients"}}
+
+
+# --- Layers and variables -------------------------------------------------------------------
+
+
+def dense_model():
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(3, name="low"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(2, name="high"),
+        ]
+    )
+
+
+def names(layers):
+    return [layer.name for layer in layers]
+
+
+class Holder(keras.layers.Layer):
+    """A layer that keeps layers as an attribute, in a list and in a dictionary."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.one = keras.layers.Dense(2, name="one")
+        self.several = [keras.layers.Dense(2, name="two"), {"k": keras.layers.Dense(2, name="x")}]
+
+    def build(self, shape):
+        self.one.build(shape)
+
+    def call(self, x):
+        return self.one(x)
+
+
+def test_flatten_layers_finds_all_in_order_and_each_once():
+    shared = dense_model()
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [shared(inputs), Holder(name="holder")(shared(inputs))])
+    found = names(_keras_internals.flatten_layers(model))
+    assert found[:1] == [model.name]
+    inner = [n for n in found if n in ("low", "norm", "high", "holder", "one", "two", "x")]
+    assert inner == ["low", "norm", "high", "holder", "one", "two", "x"]
+
+
+def test_own_trainable_variables_are_found_frozen_or_not():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 3))
+    own = _keras_internals.own_trainable_variables
+    assert [v.name for v in own(layer)] == ["gamma", "beta"]
+    layer.trainable = False
+    assert [v.name for v in own(layer)] == ["gamma", "beta"]
+    layer.trainable = True
+    layer.gamma.trainable = False
+    assert [v.name for v in own(layer)] == ["gamma", "beta"]
+    assert own(Holder()) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (keras.layers.Dense(3), (None, 4)),
+        (keras.layers.EinsumDense("ab,bc->ac", 3), (None, 4)),
+        (keras.layers.Embedding(5, 4), (None, 2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_kernels_under_lora_are_those_that_keras_froze(layer, shape):
+    layer.build(shape)
+    kernel = layer.weights[0]
+    assert _keras_internals.kernels_under_lora(layer) == []
+    layer.enable_lora(2)
+    (kept,) = _keras_internals.kernels_under_lora(layer)
+    assert kept is kernel
+    assert not any(v is kernel for v in layer.trainable_variables)
+    layer.trainable = False
+    layer.trainable = True
+    # Control: this thaws it. When it no longer does, the function can go.
+    assert any(v is kernel for v in layer.trainable_variables)
+
+
+def test_accepts_training_tells_who_takes_the_argument():
+    assert _keras_internals.accepts_training(keras.layers.Dropout(0.5))
+    assert _keras_internals.accepts_training(dense_model())
+    assert not _keras_internals.accepts_training(keras.layers.ReLU())
+    assert not _keras_internals.accepts_training(keras.layers.Flatten())
+
+
+def test_is_random_tells_who_draws_random_numbers():
+    assert _keras_internals.is_random(keras.layers.Dropout(0.5))
+    assert _keras_internals.is_random(keras.layers.GaussianNoise(1.0))
+    assert _keras_internals.is_random(keras.layers.RandomFlip())
+    assert not _keras_internals.is_random(keras.layers.Dense(2))
+
+
+def test_set_mask_is_seen_by_the_next_layer():
+    x = keras.ops.convert_to_tensor([[[1.0], [3.0]]])
+    _keras_internals.set_mask(x, keras.ops.convert_to_tensor([[True, False]]))
+    assert float(keras.layers.GlobalAveragePooling1D()(x)[0, 0]) == 1.0
+
+
+# --- The graph of a functional model ----------------------------------------------------------
+
+
+class WithOwnCall(keras.Model):
+    def call(self, inputs):
+        return super().call(inputs) + 1.0
+
+
+class WithOwnSteps(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_functional_of_finds_the_graph_that_calling_the_model_runs():
+    model = dense_model()
+    functional = _keras_internals.functional_of(model)
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_array_equal(functional(x), model(x))
+    inputs = keras.Input((4,))
+    assert _keras_internals.functional_of(WithOwnCall(inputs, model(inputs))) is None
+    with_steps = WithOwnSteps(inputs, model(inputs))
+    assert _keras_internals.functional_of(with_steps) is with_steps
+    assert _keras_internals.functional_of(keras.Sequential([keras.layers.Dense(2)])) is None
+    assert _keras_internals.functional_of(Holder()) is None
+
+
+def branched():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    x = keras.layers.Dense(4, name="first")(a)
+    y = keras.layers.Add(name="sum")([x, b])
+    z = keras.layers.Dense(2, name="last")(y)
+    return keras.Model({"a": a, "b": b}, {"z": z, "y": y})
+
+
+def test_graph_nodes_come_in_an_order_that_can_be_run():
+    model = branched()
+    nodes = list(_keras_internals.graph_nodes(model))
+    assert [n.operation.name for n in nodes] == ["first", "sum", "last"]
+    known = {id(t) for t in _keras_internals.graph_inputs(model)}
+    for node in nodes:
+        assert all(id(t) in known for t in node.input_tensors)
+        known.update(id(t) for t in node.outputs)
+    assert all(id(t) in known for t in _keras_internals.graph_outputs(model))
+
+
+def test_graph_inputs_are_flat_and_in_the_order_of_the_structure():
+    model = branched()
+    flat = keras.tree.flatten(model.input)
+    assert [id(t) for t in _keras_internals.graph_inputs(model)] == [id(t) for t in flat]
+
+
+def test_graph_outputs_are_flat_and_in_the_order_of_the_structure():
+    model = branched()
+    flat = keras.tree.flatten(model.output)
+    assert [id(t) for t in _keras_internals.graph_outputs(model)] == [id(t) for t in flat]
+
+
+def test_standardize_inputs_flattens_casts_and_adds_an_axis():
+    ids = keras.Input((1,), dtype="int32", name="ids")
+    x = keras.Input((3,), name="x")
+    model = keras.Model(
+        {"x": x, "ids": ids}, keras.layers.Dense(1)(x) + keras.ops.cast(ids, "float32")
+    )
+    given = {"x": np.ones((2, 3), "float64"), "ids": np.array([1, 2])}
+    flat = _keras_internals.standardize_inputs(model, given)
+    assert [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in flat] == [
+        ((2, 1), "int32"),
+        ((2, 3), "float32"),
+    ]
+
+
+def test_standardize_inputs_keeps_masks():
+    model = keras.Sequential([keras.Input((2, 1)), keras.layers.GlobalAveragePooling1D()])
+    x = keras.ops.convert_to_tensor([[[1.0], [3.0]]])
+    _keras_internals.set_mask(x, keras.ops.convert_to_tensor([[True, False]]))
+    (flat,) = _keras_internals.standardize_inputs(_keras_internals.functional_of(model), x)
+    assert float(keras.layers.GlobalAveragePooling1D()(flat)[0, 0]) == 1.0
+
+
+def test_fill_in_arguments_gives_what_the_operation_was_called_with():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    attention = keras.layers.MultiHeadAttention(1, 2, name="attention")
+    query, value = a[:, None, :], b[:, None, :]
+    out = attention(query, value=value, use_causal_mask=True)
+    model = keras.Model([a, b], out)
+    node = next(n for n in _keras_internals.graph_nodes(model) if n.operation is attention)
+    values = {id(query): "the query", id(value): "the value"}
+    args, kwargs = _keras_internals.fill_in_arguments(node.arguments, values)
+    assert args == ("the query",)
+    assert (kwargs["value"], kwargs["use_causal_mask"]) == ("the value", True)
+
+
+def test_pack_outputs_gives_the_structure_of_a_call():
+    model = branched()
+    flat = [np.ones((1, 4)), np.zeros((1, 2))]
+    packed = _keras_internals.pack_outputs(model, flat)
+    called = model({"a": np.ones((1, 4)), "b": np.ones((1, 4))})
+    assert {k: tuple(v.shape) for k, v in packed.items()} == {
+        k: tuple(v.shape) for k, v in called.items()
+    }
+    functional = _keras_internals.functional_of(dense_model())
+    assert _keras_internals.pack_outputs(functional, [flat[1]]) is flat[1]
+
+
+def test_call_in_context_hands_training_to_layers_inside():
+    class Outer(keras.layers.Layer):
+        def __init__(self, flag):
+            super().__init__()
+            self.flag = flag
+            # Has no `training` argument of its own, so its dropout asks the context.
+            self.inner = Wrapped()
+
+        def call(self, x, training=None):
+            run = lambda: self.inner(x)  # noqa: E731
+            x = _keras_internals.call_in_context(self, run, training=self.flag)
+            return x, self.inner(keras.ops.ones((1, 50)))
+
+    class Wrapped(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dropout = keras.layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.dropout(x)
+
+    x = np.ones((1, 50), "float32")
+    for outer in (True, False):
+        for flag in (True, False):
+            inside, after = Outer(flag)(x, training=outer)
+            assert (np.ptp(inside.numpy()) > 0) == flag
+            assert (np.ptp(after.numpy()) > 0) == outer, "the context must be put back"
+
+
+# --- Training ---------------------------------------------------------------------------------
+
+
+def compiled(optimizer="adam", **options):
+    model = dense_model()
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 2)).astype("float32")
+
+
+def test_set_optimizer_trains_and_saves_with_the_new_one_and_keeps_the_metrics(tmp_path):
+    model = compiled("adam", metrics=["mae"])
+    model.fit(*batch(), verbose=0)
+    metrics = model.metrics
+    _keras_internals.set_optimizer(model, KO.SGD(0.125))
+    assert [id(m) for m in model.metrics] == [id(m) for m in metrics]
+    model.make_train_function(force=True)
+    model.fit(*batch(), verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == 1
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert type(loaded.optimizer) is KO.SGD
+    assert float(loaded.optimizer.learning_rate.numpy()) == 0.125
+
+
+def test_sync_compiled_trainable_state_leaves_keras_nothing_to_warn_of(recwarn):
+    model = compiled()
+    check = type(model)._warn_if_trainable_state_changed
+    model.layers[0].trainable = False
+    check(model)
+    assert "trainable" in str(recwarn.pop().message), "Keras no longer looks at its flags"
+    model.layers[0].trainable = True
+    _keras_internals.sync_compiled_trainable_state(model)
+    check(model)
+    assert not recwarn.list
+
+
+def test_metric_direction_is_what_keras_knows_of_a_metric():
+    own = keras.metrics.MeanMetricWrapper(lambda y, p: keras.ops.mean(p), name="own")
+    model = compiled(metrics=["accuracy", "mae", own])
+    model.fit(*batch(), verbose=0)
+    direction = _keras_internals.metric_direction
+    assert direction(model, "accuracy") == "up"
+    assert direction(model, "mae") == "down"
+    assert direction(model, "own") is None
+    assert direction(model, "unheard_of") is None
+
+
+# --- Optimizers -------------------------------------------------------------------------------
+
+
+def built(optimizer, shapes=((2, 3), (3,))):
+    variables = [keras.Variable(np.ones(s, "float32"), name=f"v{i}") for i, s in enumerate(shapes)]
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+def ones_like(variables):
+    return [keras.ops.ones(v.shape) for v in variables]
+
+
+def test_step_counter_counts_calls_of_apply_where_iterations_counts_updates():
+    optimizer, variables = built(KO.SGD(0.1, gradient_accumulation_steps=2))
+    for _ in range(5):
+        optimizer.apply(ones_like(variables))
+    assert int(_keras_internals.step_counter(optimizer).numpy()) == 5
+    assert int(optimizer.iterations.numpy()) == 2
+    _keras_internals.step_counter(optimizer).assign(8)
+    assert int(optimizer.iterations.numpy()) == 4
+
+
+def test_rate_source_is_a_variable_a_schedule_or_a_function():
+    source = _keras_internals.rate_source
+    optimizer = KO.SGD(0.1)
+    source(optimizer).assign(0.5)
+    assert float(optimizer.learning_rate.numpy()) == 0.5
+    schedule = KO.schedules.ExponentialDecay(0.1, 10, 0.9)
+    assert source(KO.SGD(schedule)) is schedule
+
+    def rate():
+        return 0.1
+
+    assert source(KO.SGD(rate)) is rate
+
+
+def test_known_variables_are_those_of_build_in_its_order():
+    optimizer, variables = built(KO.Adam())
+    assert [id(v) for v in _keras_internals.known_variables(optimizer)] == [
+        id(v) for v in variables
+    ]
+
+
+def test_set_known_variables_says_what_apply_takes_and_what_is_averaged():
+    optimizer, (first, second) = built(KO.SGD(0.5, use_ema=True, ema_momentum=0.5))
+    own = len(optimizer.variables)
+    averages = _keras_internals.moving_averages(optimizer)
+    _keras_internals.set_known_variables(optimizer, [second], [averages[1]])
+    optimizer.apply([keras.ops.ones((3,))], [second])
+    np.testing.assert_array_equal(second.numpy(), np.full(3, 0.5, "float32"))
+    optimizer.finalize_variable_values([second])
+    np.testing.assert_array_equal(second.numpy(), averages[1].numpy())
+    np.testing.assert_array_equal(first.numpy(), np.ones((2, 3), "float32"))
+    assert len(optimizer.variables) == own, "the model's variables count as the optimizer's own"
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([keras.ops.ones((2, 3))], [first])
+
+
+def test_variable_key_is_one_for_a_variable_and_what_keras_holds_of_it():
+    optimizer, (first, second) = built(KO.SGD())
+    key = _keras_internals.variable_key
+    assert key(optimizer, first) == key(optimizer, first.value)
+    assert key(optimizer, first) != key(optimizer, second)
+
+
+def test_moving_averages_are_kept_for_each_variable():
+    optimizer, variables = built(KO.SGD(0.5, use_ema=True, ema_momentum=0.75))
+    optimizer.apply(ones_like(variables))
+    optimizer.apply(ones_like(variables))
+    averages = _keras_internals.moving_averages(optimizer)
+    assert [tuple(a.shape) for a in averages] == [tuple(v.shape) for v in variables]
+    # The first step sets the average; the second moves it by a quarter of the way.
+    np.testing.assert_allclose(averages[1].numpy(), 0.75 * 0.5 + 0.25 * 0.0)
+    assert _keras_internals.moving_averages(built(KO.SGD())[0]) == []
+
+
+def test_gradient_accumulators_hold_the_sum_so_far():
+    optimizer, variables = built(KO.SGD(0.1, gradient_accumulation_steps=3))
+    optimizer.apply(ones_like(variables))
+    optimizer.apply(ones_like(variables))
+    sums = _keras_internals.gradient_accumulators(optimizer)
+    assert [tuple(a.shape) for a in sums] == [tuple(v.shape) for v in variables]
+    np.testing.assert_array_equal(sums[1].numpy(), np.full(3, 2.0))
+    assert _keras_internals.gradient_accumulators(built(KO.SGD())[0]) == []
+
+
+SLOTS = {
+    "SGD": {"momentums"},
+    "Adam": {"momentums", "velocities"},
+    "AdamW": {"momentums", "velocities"},
+    "Nadam": {"momentums", "velocities"},
+    "RMSprop": {"velocities"},
+    "Lion": {"momentums"},
+}
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_optimizer_slots_hold_all_state_that_is_kept_by_variable(name):
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer, variables = built(getattr(KO, name)(use_ema=True, **options))
+    slots = _keras_internals.optimizer_slots(optimizer)
+    assert {attribute.strip("_") for attribute in slots} == SLOTS[name] or name == "SGD"
+    for values in slots.values():
+        assert [tuple(slot.shape) for slot in values] == [tuple(v.shape) for v in variables]
+    found = {id(slot) for values in slots.values() for slot in values}
+    found |= {id(v) for v in _keras_internals.optimizer_shared_state(optimizer).values()}
+    found |= {id(v) for v in _keras_internals.moving_averages(optimizer)}
+    found |= {id(_keras_internals.step_counter(optimizer))}
+    found |= {id(_keras_internals.rate_source(optimizer))}
+    assert {v.path for v in optimizer.variables if id(v) not in found} == set()
+
+
+def test_optimizer_shared_state_is_nadams_product():
+    optimizer, variables = built(KO.Nadam())
+    shared = _keras_internals.optimizer_shared_state(optimizer)
+    before = [float(v.numpy()) for v in shared.values()]
+    optimizer.apply(ones_like(variables))
+    assert len(before) == 1
+    assert [float(v.numpy()) for v in shared.values()] != before
+    assert _keras_internals.optimizer_shared_state(built(KO.Adam())[0]) == {}
+
+
+def excluding(**what):
+    optimizer = KO.AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(**what)
+    return optimizer
+
+
+def test_weight_decay_exclusions_are_what_was_told():
+    variable = keras.Variable(np.ones(2, "float32"), name="bias")
+    optimizer = excluding(var_list=[variable], var_names=["gamma"])
+    keys, pattern = _keras_internals.weight_decay_exclusions(optimizer)
+    assert keys == {_keras_internals.variable_key(optimizer, variable)}
+    assert pattern.search("norm/gamma")
+    assert _keras_internals.weight_decay_exclusions(KO.AdamW()) == (set(), None)
+
+
+@pytest.mark.parametrize("build_first", [True, False])
+def test_set_weight_decay_exclusions_exempts_a_variable(build_first):
+    variables = [keras.Variable(np.ones(2, "float32"), name=n) for n in ("kernel", "bias")]
+    told = excluding(var_list=[variables[1]])
+    optimizer = KO.AdamW(0.1, weight_decay=0.5)
+    if build_first:
+        optimizer.build(variables)
+        assert _keras_internals.decays(optimizer, variables[1])
+    _keras_internals.set_weight_decay_exclusions(
+        optimizer, *_keras_internals.weight_decay_exclusions(told)
+    )
+    optimizer.build(variables)
+    optimizer.apply([keras.ops.zeros(2)] * 2, variables)
+    assert [float(v[0]) for v in variables] == pytest.approx([0.95, 1.0])
+
+
+def test_decays_tells_which_variables_shrink():
+    kernel, bias = (keras.Variable(np.ones(2, "float32"), name=n) for n in ("kernel", "bias"))
+    optimizer = excluding(var_names=["bias"])
+    optimizer.build([kernel, bias])
+    optimizer.apply([keras.ops.zeros(2)] * 2, [kernel, bias])
+    assert [_keras_internals.decays(optimizer, v) for v in (kernel, bias)] == [True, False]
+    assert [float(v[0]) < 1.0 for v in (kernel, bias)] == [True, False]
+
+
+def test_skip_all_reduce_hands_gradients_on_as_they_are():
+    # That it does so on replicas is seen in tests/optimizers/test_replicas.py: two replicas
+    # would otherwise sum what has been summed.
+    optimizer, variables = built(KO.SGD(1.0))
+    _keras_internals.skip_all_reduce(optimizer)
+    pairs = [(g, v) for g, v in zip(ones_like(variables), variables, strict=True)]
+    assert optimizer._all_reduce_sum_gradients(pairs) is pairs
+    optimizer.apply(ones_like(variables), variables)
+    np.testing.assert_array_equal(variables[1].numpy(), np.zeros(3))
+
+
+def test_decay_weights_shrinks_what_it_is_given_at_the_current_rate():
+    optimizer, (first, second) = built(KO.AdamW(0.1, weight_decay=0.5))
+    _keras_internals.decay_weights(optimizer, [second])
+    np.testing.assert_allclose(second.numpy(), 1 - 0.1 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(first.numpy(), np.ones((2, 3)))
+
+
+def test_update_variables_moves_at_the_rate_given_and_does_nothing_else():
+    optimizer, variables = built(KO.SGD(9.0, clipvalue=0.1, use_ema=True, weight_decay=0.5))
+    averages = [a.numpy() for a in _keras_internals.moving_averages(optimizer)]
+    _keras_internals.update_variables(
+        optimizer, ones_like(variables), variables, keras.ops.convert_to_tensor(0.25)
+    )
+    np.testing.assert_array_equal(variables[1].numpy(), np.full(3, 0.75))
+    assert int(optimizer.iterations.numpy()) == 0
+    for a, b in zip(averages, _keras_internals.moving_averages(optimizer), strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_overrides_apply_names_what_a_class_replaces():
+    class Own(KO.SGD):
+        def apply(self, grads, trainable_variables=None):
+            return super().apply(grads, trainable_variables)
+
+    assert _keras_internals.overrides_apply(KO.Adam()) is None
+    assert _keras_internals.overrides_apply(Own()) == "apply"
+
+
+def test_needs_merge_call_is_so_only_on_several_replicas():
+    # On two replicas: tests/optimizers/test_replicas.py, whose cases fail if this is wrong.
+    assert not _keras_internals.needs_merge_call()
+
+
+# --- Weights by name --------------------------------------------------------------------------
+
+
+def test_child_layers_are_those_held_directly_in_the_order_of_attachment():
+    assert names(_keras_internals.child_layers(Holder())) == ["one", "two", "x"]
+    model = dense_model()
+    inputs = keras.Input((4,))
+    outer = keras.Model(inputs, keras.layers.Dense(2, name="new")(model(inputs)))
+    assert names(_keras_internals.child_layers(outer))[1:] == [model.name, "new"]
+
+
+def test_saved_variables_are_numbered_as_in_a_weights_file(tmp_path):
+    import h5py
+
+    layer = keras.layers.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    for number, variable in enumerate(_keras_internals.saved_variables(layer)):
+        variable.assign(np.full(3, number, "float32"))
+    model.save_weights(tmp_path / "w.weights.h5")
+    with h5py.File(tmp_path / "w.weights.h5") as file:
+        stored = file["layers/batch_normalization/vars"]
+        assert {key: float(stored[key][0]) for key in stored} == {
+            str(n): float(n) for n in range(4)
+        }
