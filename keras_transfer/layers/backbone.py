@@ -113,7 +113,7 @@ class PretrainedBackbone(keras.layers.Layer):
     @property
     def trainable(self) -> bool:
         """Whether the backbone trains; a BatchNorm under `batch_norm="freeze"` never does."""
-        return bool(self._trainable)
+        return bool(keras.layers.Layer.trainable.fget(self))
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
