@@ -1,0 +1,60 @@
+"""Gradual unfreezing on two replicas equals that on one, at the same global batch size."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+CASES = ("stock/froze_first", "stock/as_it_is", "transfer/froze_first", "transfer/as_it_is")
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def results():
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.replicas.unfreezing", *CASES],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        check=False,
+    )
+    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
+    found = {result["case"]: result for result in map(json.loads, lines)}
+    assert child.returncode == 0, f"{sorted(found)} ran, then: {child.stderr[-3000:]}"
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_curve_and_weights_of_two_replicas_are_those_of_one(results, case):
+    result = results[case]
+    assert result["replicas"] == 2
+    np.testing.assert_allclose(result["losses_of_two"], result["losses"], atol=1e-5)
+    assert result["distance"] < 1e-5
+    assert result["losses"][0] - result["losses"][-1] > 0.1, "nothing was learnt"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_two_replicas_only_the_groups_of_the_stage_move(results, case):
+    # Batch statistics move nowhere; scale and offset train under "inference" only.
+    norm = ("beta", "gamma") if case.startswith("transfer") else ()
+
+    def weights_of(*groups):
+        kinds = {"": ("bias", "kernel"), "_bn": norm}
+        found = [f"{g}{s}/{k}" for g in groups for s, kinds in kinds.items() for k in kinds]
+        return sorted(["new/bias", "new/kernel", *found])
+
+    top = weights_of("top")
+    wanted = [weights_of(), top, top, weights_of("stem", "top")]
+    assert results[case]["moved_of_two"] == wanted
+    assert results[case]["moved"] == wanted
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stock_model_gets_its_optimizer_back_on_replicas_too(results, case):
+    wanted = "Adam" if case.startswith("stock") else "DiscriminativeOptimizer"
+    assert results[case]["optimizer"] == wanted
