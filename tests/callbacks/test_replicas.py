@@ -41,11 +41,10 @@ def test_loss_curve_and_weights_of_two_replicas_are_those_of_one(results, case):
 @pytest.mark.parametrize("case", CASES)
 def test_on_two_replicas_only_the_groups_of_the_stage_move(results, case):
     # Batch statistics move nowhere; scale and offset train under "inference" only.
-    norm = ("beta", "gamma") if case.startswith("transfer") else ()
+    norm = ("_bn/beta", "_bn/gamma") if case.startswith("transfer") else ()
 
     def weights_of(*groups):
-        kinds = {"": ("bias", "kernel"), "_bn": norm}
-        found = [f"{g}{s}/{k}" for g in groups for s, kinds in kinds.items() for k in kinds]
+        found = [group + weight for group in groups for weight in ("/bias", "/kernel", *norm)]
         return sorted(["new/bias", "new/kernel", *found])
 
     top = weights_of("top")
