@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from keras_transfer import _checks
+
+_NO_DECAY_RULES = "`no_decay_on` must hold 'norm', 'bias' or regular expressions on variable paths"
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -62,6 +65,30 @@ def claim_groups(
                 )
             claimed[name] = pattern
     return claimed
+
+
+def no_decay_rules(rules: Any) -> tuple[str, ...]:
+    """Checks a `no_decay_on` argument: which variables are exempt from weight decay.
+
+    Raises:
+        TypeError: If a rule is not a string.
+        ValueError: If a rule is not a valid regular expression.
+    """
+    if isinstance(rules, str):
+        rules = (rules,)
+    if not isinstance(rules, Iterable | None):
+        raise TypeError(f"{_NO_DECAY_RULES}. Received: {rules!r}")
+    checked = tuple(rules or ())
+    for rule in checked:
+        if not isinstance(rule, str):
+            raise TypeError(f"{_NO_DECAY_RULES}. Received: {rule!r}")
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ValueError(
+                f"`no_decay_on` holds {rule!r}, which is not a valid regular expression: {error}"
+            ) from None
+    return checked
 
 
 def unknown_group(pattern: str, names: Sequence[str], aliases: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ cannot disagree.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_transfer import _checks, _keras_internals, _trainability
 from keras_transfer._layer_variables import count_parameters, variables_that_may_train
 from keras_transfer._stock_model import stock_model_groups
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
+from keras_transfer.optimizers._no_decay import exempt
 from keras_transfer.plan import Stage, UnfreezingPlan
 
 STOCK_BATCH_NORM_POLICIES = ("freeze", "train")
@@ -50,16 +52,23 @@ class ResolvedPlan:
         groups: The model's layer groups, the head last.
         stages: The stages, in order.
         note: What was decided for the user, in one line; empty on a `TransferModel`.
+        no_decay_on: The plan's rules for what is exempt from weight decay.
     """
 
     groups: LayerGroups
     stages: list[ResolvedStage]
     note: str
+    no_decay_on: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Number of parameters that may train, whatever the plan."""
         return count_parameters(self.groups.variables)
+
+    @property
+    def parameters_without_decay(self) -> int:
+        """Number of parameters that the plan exempts from weight decay."""
+        return count_parameters([v for v in self.groups.variables if exempt(self.no_decay_on, v)])
 
     def naming(self, stage: ResolvedStage, most: int) -> str:
         """Names the groups that a stage trains; more than `most` neighbours by first and last."""
@@ -123,7 +132,19 @@ def resolve(
         touched = [g for g in found if any(id(v) in training for v in g.variables)]
         still = _trainability.still_layers(variables, found, frozen)
         stages.append(ResolvedStage(stage, variables, still, touched))
-    return ResolvedPlan(found, stages, note)
+    _check_no_decay(plan.no_decay_on, found.variables)
+    return ResolvedPlan(found, stages, note, tuple(plan.no_decay_on))
+
+
+def _check_no_decay(rules: Iterable[str], variables: list[keras.Variable]) -> None:
+    for rule in rules:
+        if rule in ("norm", "bias") or any(exempt([rule], v) for v in variables):
+            continue
+        paths = [v.path for v in variables]
+        raise ValueError(
+            f"No variable's path matches {rule!r} in `no_decay_on` as a whole."
+            f"{_checks.did_you_mean(rule, ['norm', 'bias', *paths])} Paths look like {paths[0]!r}."
+        )
 
 
 def check_batch_norm(batch_norm: str) -> str:

@@ -190,6 +190,7 @@ def _make_ready(
             inner.set_groups(resolved.groups.by_name())
             decay = tested.stage.lr_decay or 1.0
             inner.set_multipliers(group_multipliers(resolved.groups.names, lr_decay=decay))
+            inner.start_stage(no_decay_on=resolved.no_decay_on)
         if find_discriminative(optimizer) is not None or not optimizer.built:
             optimizer.build(model.trainable_variables)
         model.optimizer = optimizer

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from keras_transfer import _checks
+from keras_transfer import _checks, _patterns
 
 SCHEDULES = ("constant", "one_cycle", "slanted_triangular", "warmup_cosine")
 TRAIN_KEYWORDS = ("all", "bias", "norm")
@@ -209,6 +209,10 @@ class UnfreezingPlan:
 
     Args:
         stages: Stages in the order they run; their names differ.
+        no_decay_on: What is exempt from weight decay while the plan runs: `"norm"` (scales
+            and offsets of normalization layers), `"bias"`, and regular expressions matched
+            on whole variable paths. It matters only where the optimizer has a
+            `weight_decay`, such as `AdamW`.
 
     Raises:
         ValueError: If there is no stage, or two have the same name.
@@ -227,6 +231,8 @@ class UnfreezingPlan:
     """
 
     stages: Sequence[Stage]
+    _: dataclasses.KW_ONLY
+    no_decay_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, Stage):
@@ -244,6 +250,7 @@ class UnfreezingPlan:
                 f"Stages must have different names. Received twice: {', '.join(map(repr, twice))}"
             )
         object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "no_decay_on", _patterns.no_decay_rules(self.no_decay_on))
 
     @property
     def total_epochs(self) -> int:
@@ -277,14 +284,25 @@ class UnfreezingPlan:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the plan as a dictionary of plain values."""
-        return {"stages": [stage.get_config() for stage in self.stages]}
+        config: dict[str, Any] = {"stages": [stage.get_config() for stage in self.stages]}
+        if self.no_decay_on:
+            config["no_decay_on"] = list(self.no_decay_on)
+        return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> UnfreezingPlan:
         """Makes a plan from `get_config`'s result."""
         if not isinstance(config, Mapping) or not isinstance(config.get("stages"), Iterable):
             raise ValueError(f"A plan's config must hold `stages`, a list. Received: {config!r}")
-        return cls([Stage.from_config(stage) for stage in config["stages"]])
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in config:
+            if key not in known:
+                raise ValueError(
+                    f"A plan has no argument {key!r}.{_checks.did_you_mean(key, known)} "
+                    f"Known arguments: {', '.join(known)}."
+                )
+        stages = [Stage.from_config(stage) for stage in config["stages"]]
+        return cls(**{**config, "stages": stages})
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Returns the plan as JSON, to be kept beside the model or edited by hand."""
@@ -316,3 +334,7 @@ class CarriesPlan(Protocol):
     stage_index: int | None
     stage_has_ended: bool
     plan_has_ended: bool
+
+    def stage_index_at(self, epoch: int) -> int:
+        """Returns the index of the stage that `epoch`, which is about to begin, belongs to."""
+        ...

@@ -1,12 +1,22 @@
-"""Published ways to fine-tune, as plans. Each returns an `UnfreezingPlan` to print and edit."""
+"""Published ways to fine-tune, as plans. Each returns an `UnfreezingPlan` to print and edit.
+
+All of them exempt norms and biases from weight decay, as the recipes of pretrained image and
+text models do.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from keras_transfer import _checks
 from keras_transfer.plan import Stage, UnfreezingPlan
 
+NO_DECAY_ON = ("norm", "bias")
 
-def linear_probe(epochs: int = 10, peak_lr: float = 1e-3) -> UnfreezingPlan:
+
+def linear_probe(
+    epochs: int = 10, peak_lr: float = 1e-3, no_decay_on: Sequence[str] = NO_DECAY_ON
+) -> UnfreezingPlan:
     """Linear probing: trains the head on frozen features, and nothing else.
 
     Use it for few labels, as a baseline for everything else, or where the target data may
@@ -19,6 +29,7 @@ def linear_probe(epochs: int = 10, peak_lr: float = 1e-3) -> UnfreezingPlan:
     Args:
         epochs: Length, in epochs.
         peak_lr: Learning rate of the head.
+        no_decay_on: What is exempt from weight decay; see `UnfreezingPlan`.
 
     Returns:
         A plan with the stage `probe`.
@@ -32,7 +43,9 @@ def linear_probe(epochs: int = 10, peak_lr: float = 1e-3) -> UnfreezingPlan:
     Reference:
         - [Kumar et al., 2022](https://arxiv.org/abs/2202.10054)
     """
-    return UnfreezingPlan([Stage("probe", depth=1, epochs=epochs, peak_lr=peak_lr)])
+    return UnfreezingPlan(
+        [Stage("probe", depth=1, epochs=epochs, peak_lr=peak_lr)], no_decay_on=no_decay_on
+    )
 
 
 def lp_ft(
@@ -42,6 +55,7 @@ def lp_ft(
     fine_tune_lr: float = 1e-4,
     lr_decay: float | None = None,
     schedule: str | None = None,
+    no_decay_on: Sequence[str] = NO_DECAY_ON,
 ) -> UnfreezingPlan:
     """LP-FT: trains the head first, then everything from there. The recommended default.
 
@@ -59,6 +73,7 @@ def lp_ft(
         fine_tune_lr: Learning rate of everything; a tenth of `probe_lr` or less.
         lr_decay: Each layer group's rate is the next group's times this, in (0, 1].
         schedule: Shape of the rate while everything trains; see `Stage`.
+        no_decay_on: What is exempt from weight decay; see `UnfreezingPlan`.
 
     Returns:
         A plan with the stages `probe` and `all`.
@@ -83,7 +98,8 @@ def lp_ft(
                 lr_decay=lr_decay,
                 schedule=schedule,
             ),
-        ]
+        ],
+        no_decay_on=no_decay_on,
     )
 
 
@@ -94,6 +110,7 @@ def gradual_unfreezing(
     peak_lr: float = 1e-3,
     lr_decay: float | None = 0.385,
     schedule: str | None = None,
+    no_decay_on: Sequence[str] = NO_DECAY_ON,
 ) -> UnfreezingPlan:
     """Gradual unfreezing: one more layer group at each stage, from the head down.
 
@@ -114,6 +131,7 @@ def gradual_unfreezing(
             paper divides by 2.6.
         schedule: Shape of the rate in the last stage; the paper's is
             `"slanted_triangular"`.
+        no_decay_on: What is exempt from weight decay; see `UnfreezingPlan`.
 
     Returns:
         A plan with the stages `top_1` to `top_<n>` and `all`.
@@ -142,7 +160,7 @@ def gradual_unfreezing(
         lr_decay=lr_decay,
         schedule=schedule,
     )
-    return UnfreezingPlan([*stages, last])
+    return UnfreezingPlan([*stages, last], no_decay_on=no_decay_on)
 
 
 def full_fine_tuning(
@@ -150,6 +168,7 @@ def full_fine_tuning(
     peak_lr: float = 1e-4,
     lr_decay: float | None = None,
     schedule: str | None = None,
+    no_decay_on: Sequence[str] = NO_DECAY_ON,
 ) -> UnfreezingPlan:
     """Full fine-tuning: everything trains from the first step.
 
@@ -163,6 +182,7 @@ def full_fine_tuning(
         peak_lr: Learning rate of the head.
         lr_decay: Each layer group's rate is the next group's times this, in (0, 1].
         schedule: Shape of the rate; see `Stage`.
+        no_decay_on: What is exempt from weight decay; see `UnfreezingPlan`.
 
     Returns:
         A plan with the stage `all`.
@@ -179,4 +199,4 @@ def full_fine_tuning(
     stage = Stage(
         "all", depth="all", epochs=epochs, peak_lr=peak_lr, lr_decay=lr_decay, schedule=schedule
     )
-    return UnfreezingPlan([stage])
+    return UnfreezingPlan([stage], no_decay_on=no_decay_on)

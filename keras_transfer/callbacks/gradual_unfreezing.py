@@ -130,7 +130,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         _trainability.adopt_optimizer(self.model, self._resolved.groups)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        index = self._index_for(epoch)
+        index = self.stage_index_at(epoch)
         if index != self.stage_index:
             self._enter(index, epoch)
 
@@ -191,7 +191,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     # --- Stages -----------------------------------------------------------------------
 
-    def _index_for(self, epoch: int) -> int:
+    def stage_index_at(self, epoch: int) -> int:
+        """Returns the index of the stage that `epoch`, which is about to begin, belongs to."""
         if not self.plan.ends_on_plateau:
             return self.plan.index_at(epoch)
         if self.stage_index is None:
@@ -235,7 +236,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             if stage.warmup_epochs is not None:
                 warmup = round(stage.warmup_epochs * steps / per_update)
             shape = shape_schedule(stage.schedule, total, warmup)
-        optimizer.start_stage(shape, updates_done)
+        optimizer.start_stage(shape, updates_done, self.plan.no_decay_on)
         return shape is not None or before is not None
 
     def _optimizer(self) -> DiscriminativeOptimizer:

@@ -25,31 +25,6 @@ def is_norm(variable: Any) -> bool:
     return name in NORM_NAMES and sum(size > 1 for size in variable.shape) <= 1
 
 
-def checked_rules(rules: Any) -> tuple[str, ...]:
-    """Checks a `no_decay_on` argument.
-
-    Raises:
-        TypeError: If a rule is not a string.
-        ValueError: If a rule is not a valid regular expression.
-    """
-    if isinstance(rules, str):
-        rules = (rules,)
-    checked = tuple(rules or ())
-    for rule in checked:
-        if not isinstance(rule, str):
-            raise TypeError(
-                "`no_decay_on` must hold 'norm', 'bias' or regular expressions on variable paths. "
-                f"Received: {rule!r}"
-            )
-        try:
-            re.compile(rule)
-        except re.error as error:
-            raise ValueError(
-                f"`no_decay_on` holds {rule!r}, which is not a regular expression: {error}"
-            ) from None
-    return checked
-
-
 def exempt(rules: Iterable[str], variable: Any) -> bool:
     """Whether one of the rules exempts the variable."""
     for rule in rules:

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_transfer import _keras_internals
+from keras_transfer import _keras_internals, _patterns
 from keras_transfer.optimizers import _no_decay
 from keras_transfer.optimizers._groups import GroupTable
 from keras_transfer.optimizers._template import Template, checked
@@ -59,7 +59,8 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
         _keras_internals.set_weight_decay_exclusions(
             self, *_keras_internals.weight_decay_exclusions(optimizer)
         )
-        self.no_decay_on = _no_decay.checked_rules(no_decay_on)
+        self.no_decay_on = _patterns.no_decay_rules(no_decay_on)
+        self._stage_no_decay_on: tuple[str, ...] = ()
         self.shape = shape
         self._stage_start = self.add_variable(
             shape=(), dtype="int", aggregation="only_first_replica", name="stage_start"
@@ -195,9 +196,8 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
             clone.counter.assign_add(1)
 
     def _decays(self, variable: keras.Variable) -> bool:
-        return not _no_decay.exempt(self.no_decay_on, variable) and _keras_internals.decays(
-            self, variable
-        )
+        rules = (*self.no_decay_on, *self._stage_no_decay_on)
+        return not _no_decay.exempt(rules, variable) and _keras_internals.decays(self, variable)
 
     def _accumulate_or_update(self, grads: list[Any], variables: list[keras.Variable]) -> None:
         steps = self.gradient_accumulation_steps

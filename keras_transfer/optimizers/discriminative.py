@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from keras_transfer import _keras_internals
-from keras_transfer.optimizers import _no_decay, _saved_state
+from keras_transfer import _keras_internals, _patterns
+from keras_transfer.optimizers import _saved_state
 from keras_transfer.optimizers._clone import path_of, read_states, write_shared, write_states
 from keras_transfer.optimizers._step import GroupwiseOptimizer
 
@@ -71,6 +72,26 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         super().__init__(optimizer, no_decay_on=no_decay_on, shape=shape, name=name)
 
     # --- Groups and what trains ---------------------------------------------------------
+
+    # Whether the end of `fit` is only the end of a segment of one training.
+    _holds_averages = False
+
+    @contextlib.contextmanager
+    def averages_held(self) -> Iterator[None]:
+        """Keeps `finalize_variable_values` from writing averages (`use_ema`) into the variables.
+
+        For a training that runs as several calls of `keras.Model.fit`, each of which would
+        do it at its end.
+        """
+        self._holds_averages = True
+        try:
+            yield
+        finally:
+            self._holds_averages = False
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        if not self._holds_averages:
+            super().finalize_variable_values(var_list)
 
     def set_groups(self, groups: Mapping[str, Iterable[keras.Variable]]) -> None:
         """Says which variables belong to which layer group.
@@ -136,19 +157,23 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         self,
         shape: keras.optimizers.schedules.LearningRateSchedule | None = None,
         updates_done: int = 0,
+        no_decay_on: Sequence[str] = (),
     ) -> None:
         """Starts counting the updates of a stage, with a shape for its rates.
 
-        With `gradient_accumulation_steps`, updates count, not batches. A shape other than
-        the last stage's takes effect when the train function is traced anew.
+        With `gradient_accumulation_steps`, updates count, not batches. A shape or a rule
+        other than the last stage's takes effect when the train function is traced anew.
 
         Args:
             shape: A schedule with peak 1.0, called with the updates since the start of the
                 stage; its value multiplies the base rate. `None` is a constant 1.
             updates_done: Updates of the stage that lie behind, where a run is continued in
                 the middle of it.
+            no_decay_on: What is exempt from weight decay in this stage, besides what the
+                optimizer was made with. It is the plan's, so it is not saved.
         """
         self.shape = shape
+        self._stage_no_decay_on = _patterns.no_decay_rules(no_decay_on)
         self._stage_start.assign(self.iterations - updates_done)
 
     @property
@@ -180,7 +205,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             ValueError: If the optimizer cannot have discriminative rates.
         """
         if isinstance(optimizer, cls):
-            optimizer.no_decay_on = _no_decay.checked_rules(no_decay_on) or optimizer.no_decay_on
+            optimizer.no_decay_on = _patterns.no_decay_rules(no_decay_on) or optimizer.no_decay_on
             return optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = cls.take_over(optimizer.inner_optimizer, no_decay_on)
