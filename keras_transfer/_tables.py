@@ -19,3 +19,8 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 def format_shape(shape: Sequence[int | None]) -> str:
     """Writes a tensor's shape, with `…` for what is not known beforehand."""
     return "(" + ", ".join("…" if d is None else str(d) for d in shape) + ")"
+
+
+def format_size(size: float) -> str:
+    """Writes a number of bytes."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

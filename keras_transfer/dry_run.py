@@ -11,7 +11,7 @@ import keras
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve
-from keras_transfer._tables import format_table
+from keras_transfer._tables import format_size, format_table
 from keras_transfer.layer_groups import Groups
 from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import find_discriminative
@@ -70,7 +70,7 @@ class PlanDescription:
         ]
         for stage in self.stages:
             share = 100 * stage.trainable_parameters / max(1, self.total_parameters)
-            memory = "?" if stage.optimizer_bytes is None else _size(stage.optimizer_bytes)
+            memory = "?" if stage.optimizer_bytes is None else format_size(stage.optimizer_bytes)
             first = stage.first_epoch + 1
             last = stage.first_epoch + stage.epochs
             rows.append(
@@ -170,7 +170,7 @@ def describe(
         total_parameters=resolved.parameters,
         total_epochs=plan.total_epochs,
         warnings=tuple(_warnings(resolved, rows, steps_per_epoch)),
-        notes=(resolved.note,) if resolved.note else (),
+        notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
     )
 
 
@@ -197,6 +197,17 @@ def slot_bytes(
         slots += _keras_internals.gradient_accumulators(probe)
         sizes[id(variable)] = sum(slot.numpy().nbytes for slot in slots if slot is not None)
     return sizes
+
+
+def _notes(resolved: ResolvedPlan, optimizer: keras.optimizers.Optimizer | None) -> list[str]:
+    notes = [resolved.note] if resolved.note else []
+    plain = getattr(optimizer, "inner_optimizer", optimizer)
+    if resolved.no_decay_on and getattr(plain, "weight_decay", None):
+        notes.append(
+            f"No weight decay on {', '.join(resolved.no_decay_on)}: "
+            f"{resolved.parameters_without_decay:,} parameters."
+        )
+    return notes
 
 
 def _current_rate(model: keras.Model) -> float | None:
@@ -248,7 +259,3 @@ def _rates(rates: dict[str, Any]) -> str:
     if max(values) == min(values):
         return f"{values[0]:.3g}"
     return f"{values[0]:.3g} to {values[-1]:.3g}"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
