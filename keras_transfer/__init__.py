@@ -3,6 +3,7 @@
 from keras_transfer import (
     callbacks,
     data,
+    features,
     layers,
     optimizers,
     plotting,
@@ -31,6 +32,7 @@ __all__ = [
     "callbacks",
     "data",
     "describe",
+    "features",
     "find_lr",
     "layers",
     "optimizers",

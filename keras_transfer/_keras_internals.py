@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state as _global_state
 from keras.src.models.functional import Functional
-from tensorflow.python.framework import convert_to_constants, op_def_registry
 from keras.src.random import seed_generator as _seed_generator
 from tensorflow.python.data.ops import dataset_ops as _dataset_ops
 from tensorflow.python.eager import context as _eager_context
+from tensorflow.python.framework import convert_to_constants, op_def_registry
 from tensorflow.python.ops import stateful_random_ops as _stateful_random_ops
 
 # --- Layers and variables -----------------------------------------------------------------
@@ -499,8 +499,8 @@ def dataset_graphs(dataset: tf.data.Dataset) -> list[Any]:
 
 def dataset_attribute(dataset: tf.data.Dataset, name: str) -> Any:
     """Returns what a transformation was told (`reshuffle_each_iteration`), or `None`."""
-    value = getattr(dataset, f"_{name}", None)
-    return value.numpy() if hasattr(value, "numpy") else value
+    value: Any = getattr(dataset, f"_{name}", None)
+    return value.numpy() if tf.is_tensor(value) else value
 
 
 def fold_variables(concrete: Any) -> Callable[[Any], Any]:

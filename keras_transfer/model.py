@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from keras_transfer import _fit_checks, _keras_internals, _trainability
+from keras_transfer import _fit_checks, _keras_internals, _staged_fit, _trainability
+from keras_transfer.features import FeatureCache, _entry
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
 from keras_transfer.layers import PretrainedBackbone
+from keras_transfer.layers._head_split import split_head
 from keras_transfer.layers._loss_check import check_loss_matches_activation
 from keras_transfer.optimizers import discriminative
 
@@ -90,12 +93,31 @@ class TransferModel(keras.Model):
         self._saved_flags: list[bool] | None = None
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        features = self.backbone(inputs, training=training, mask=mask)
+        if _entry.is_entry(inputs):
+            return self._call_from_cache(inputs, training)
+        return self._call_head(self.backbone(inputs, training=training, mask=mask), training)
+
+    def _call_from_cache(self, inputs: Mapping[str, Any], training: bool | None) -> Any:
+        n_groups = len(self.backbone.layer_groups)
+        point, tensors = _entry.unpack(inputs, n_groups)
+        if point.pooled:
+            split = split_head(self.head)
+            assert split is not None
+            return split.classify(tensors[0], training=self._head_trains(training))
+        if point.start == n_groups:
+            return self._call_head(self.backbone.pack_outputs(tensors), training)
+        features = self.backbone(tensors, start=point.start, training=training)
+        return self._call_head(features, training)
+
+    def _call_head(self, features: Any, training: bool | None) -> Any:
         if not _keras_internals.accepts_training(self.head):
             return self.head(features)
+        return self.head(features, training=self._head_trains(training))
+
+    def _head_trains(self, training: bool | None) -> bool:
         # A frozen head (a surgical stage) runs as in inference, as a frozen group does.
         trains = any(v.trainable for v in self.head.weights) if self.head.built else True
-        return self.head(features, training=bool(training) and trains)
+        return bool(training) and trains
 
     # --- Layer groups -----------------------------------------------------------------
 
@@ -171,13 +193,30 @@ class TransferModel(keras.Model):
         epochs: int | None = None,
         verbose: Any = "auto",
         callbacks: Any = None,
-        *args: Any,
-        **kwargs: Any,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+        *,
+        cache_features: bool | str | FeatureCache = "auto",
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, under a plan if a callback carries one.
 
         Before any work starts it checks that the labels fit the head (arrays wholly, a
         data set by its first batch only), and the callbacks against each other.
+
+        While the first layer groups are frozen, their output for an example stays the same: it
+        is computed in one pass over the data and kept (`cache_features`). Callbacks see one
+        training, and may still call the model on raw inputs.
+
+        Arrays that are shuffled come in an order that follows from a seed (drawn from Python's
+        `random`, so `keras.utils.set_random_seed` sets it) and the epoch, cached or not.
 
         Args:
             x: Inputs; arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator.
@@ -187,18 +226,34 @@ class TransferModel(keras.Model):
                 without a plan.
             verbose: As in `keras.Model.fit`.
             callbacks: Callbacks; at most one carries a plan.
-            *args: Further arguments of `keras.Model.fit`, in its order.
-            **kwargs: Further arguments of `keras.Model.fit`.
+            validation_split: As in `keras.Model.fit`.
+            validation_data: As in `keras.Model.fit`.
+            shuffle: As in `keras.Model.fit`.
+            class_weight: As in `keras.Model.fit`.
+            sample_weight: As in `keras.Model.fit`.
+            initial_epoch: As in `keras.Model.fit`.
+            steps_per_epoch: As in `keras.Model.fit`.
+            validation_steps: As in `keras.Model.fit`.
+            validation_batch_size: As in `keras.Model.fit`.
+            validation_freq: As in `keras.Model.fit`.
+            cache_features: `"auto"`: stages of at least two epochs read kept features where
+                the result is provably the same, and one printed line says what was decided.
+                `True`: insists, also for data that may yield other values each time (a
+                `PyDataset`, Python code in the pipeline), and raises where it cannot.
+                `False`: never. A `keras_transfer.features.FeatureCache`: as `True`, kept
+                where and how it says.
 
         Returns:
             The history, with the columns `stage`, `trainable_parameters` and
             `learning_rate/<group>` where a plan ran.
 
         Raises:
-            ValueError: If labels do not fit the head, if two callbacks carry a plan, or if
-                the plan fits neither model nor `epochs`.
+            ValueError: If labels do not fit the head, if two callbacks carry a plan, if
+                the plan fits neither model nor `epochs`, or if features cannot be cached and
+                `cache_features` insists.
         """
         _fit_checks.require_compiled(self)
+        _staged_fit.check_cache_features(cache_features)
         carrier = _fit_checks.plan_carrier(callbacks)
         _fit_checks.check_callbacks(callbacks, carrier)
         _fit_checks.check_labels(self, x, y)
@@ -209,7 +264,25 @@ class TransferModel(keras.Model):
             self._prepare_without_plan()
         else:
             self._traced_variables = frozenset()
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        arguments = _staged_fit.FitArguments(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+        )
+        return _staged_fit.StagedFit(self, super().fit, arguments, carrier, cache_features).run()
 
     def _prepare_without_plan(self) -> None:
         """Lets flags that changed since the last `fit` take effect in the next step."""

@@ -236,6 +236,11 @@ class PretrainedBackbone(keras.layers.Layer):
             features[start] = [values[boundary.key], *side]
         return features
 
+    def pack_outputs(self, outputs: list[Any]) -> Any:
+        """Gives the wrapped model's flat outputs the structure that calling it returns."""
+        assert self._graph is not None
+        return self._graph.pack_outputs(outputs)
+
     def _check_start(self, start: int, least: int = 0) -> int:
         start = _checks.integer(start, "start", minimum=least)
         if start > len(self.layer_groups):

@@ -59,6 +59,7 @@ class Head(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.data_format = data_format
         self.features_key = features_key
+        self.features_rank: int | None = None
         # Names are fixed, because saved state is keyed by variable path and Keras's own
         # names (`dense_7`) count the layers of the process.
         self._hidden_layers = []
@@ -90,6 +91,7 @@ class Head(keras.layers.Layer):
 
     def build(self, features_shape: Any) -> None:
         shape = self._select_shape(features_shape)
+        self.features_rank = len(shape)
         pooling = _pooling.resolve_pooling(self.pooling, len(shape))
         if self.data_format is None and len(shape) > 2:
             # Fixed here, so that a saved head does not depend on the loader's settings.
@@ -115,8 +117,16 @@ class Head(keras.layers.Layer):
                 layer.build(shape)
             shape = layer.compute_output_shape(shape)
 
-    def call(self, features: Any, mask: Any = None, training: bool | None = None) -> Any:
-        return self.classify(self.pool(features, mask), training=training)
+    def call(
+        self,
+        features: Any,
+        mask: Any = None,
+        training: bool | None = None,
+        pooled: bool = False,
+    ) -> Any:
+        # Features that were pooled before come from a cache.
+        vectors = features if pooled else self.pool(features, mask)
+        return self.classify(vectors, training=training)
 
     def pool(self, features: Any, mask: Any = None) -> Any:
         """Pools features, without weights and without randomness.

@@ -1,0 +1,342 @@
+"""`TransferModel.fit` once everything is checked: stages, order of examples, cached features."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_transfer import _fit_checks, _keras_internals, _resolved_plan
+from keras_transfer._one_training import OneTraining
+from keras_transfer.features import FeatureCache
+from keras_transfer.features._decision import Decision, StageToRun, decide
+from keras_transfer.features._entry import EntryPoint
+from keras_transfer.features._fit_data import FitData, training_data, validation_data
+from keras_transfer.features._order import EpochOrder, ordered_dataset
+from keras_transfer.features._prefix import Prefix
+from keras_transfer.features._sources import Source, as_arrays, split_arrays
+from keras_transfer.features._store import TooLargeError
+from keras_transfer.features._table import Table, join_tables, table_of_arrays
+from keras_transfer.features.cache import PassingCache
+from keras_transfer.optimizers import find_discriminative
+from keras_transfer.plan import CarriesPlan
+
+
+@dataclasses.dataclass
+class FitArguments:
+    """Arguments of `keras.Model.fit`, by its names."""
+
+    x: Any
+    y: Any
+    batch_size: int | None
+    epochs: int
+    verbose: Any
+    callbacks: Any
+    validation_split: float
+    validation_data: Any
+    shuffle: Any
+    class_weight: Any
+    sample_weight: Any
+    initial_epoch: int
+    steps_per_epoch: int | None
+    validation_steps: int | None
+    validation_batch_size: int | None
+    validation_freq: Any
+
+
+@dataclasses.dataclass
+class SegmentData:
+    """What Keras's `fit` reads in a segment."""
+
+    x: Any
+    validation: Any = None
+    y: Any = None
+    sample_weight: Any = None
+    batch_size: int | None = None
+    shuffle: Any = False
+
+
+def check_cache_features(cache_features: Any) -> None:
+    """Checks `fit`'s `cache_features`."""
+    if isinstance(cache_features, bool | FeatureCache) or cache_features == "auto":
+        return
+    raise ValueError(
+        "`cache_features` must be 'auto', True, False, or a `FeatureCache`. Received: "
+        f"cache_features={cache_features!r}"
+    )
+
+
+class StagedFit:
+    """One training of a `TransferModel`.
+
+    Args:
+        model: The model, built and compiled.
+        plain_fit: `keras.Model.fit` of the model.
+        arguments: What the user passed to `fit`.
+        carrier: The callback that carries a plan, if there is one.
+        cache_features: As in `TransferModel.fit`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plain_fit: Callable[..., Any],
+        arguments: FitArguments,
+        carrier: CarriesPlan | None,
+        cache_features: Any,
+    ) -> None:
+        self.model = model
+        self.plain_fit = plain_fit
+        self.carrier = carrier
+        self.is_off = cache_features is False
+        self.insists = cache_features is True or isinstance(cache_features, FeatureCache)
+        given = isinstance(cache_features, FeatureCache)
+        self.cache = cache_features if given else PassingCache()
+        self.arguments = arguments
+        limit = keras.config.max_epochs()
+        if limit:
+            arguments.epochs = min(arguments.epochs, limit)
+        self._split_off_validation()
+        self.train = training_data(
+            arguments.x,
+            arguments.y,
+            arguments.sample_weight,
+            batch_size=arguments.batch_size,
+            shuffle=arguments.shuffle,
+            steps_per_epoch=arguments.steps_per_epoch,
+            insist=self.insists,
+        )
+        self.validation = validation_data(
+            arguments.validation_data,
+            batch_size=arguments.validation_batch_size or arguments.batch_size,
+            steps=arguments.validation_steps,
+            insist=self.insists,
+        )
+        is_shuffled = isinstance(self.train.source, Source) and self.train.source.is_shuffled
+        # Drawn in any case: a cached and an uncached run leave the generator alike.
+        seed = random.randrange(2**31)
+        self.order = EpochOrder(seed if is_shuffled else None)
+        self.stages = self._stages_to_run(arguments.initial_epoch)
+        self.decision = Decision([None] * len(self.stages), [None] * len(self.stages))
+        self.tables: dict[EntryPoint, tuple[int, Table, Table | None]] = {}
+
+    def run(self) -> keras.callbacks.History:
+        """Trains, and returns the history."""
+        arguments = self.arguments
+        training = OneTraining(
+            _fit_checks.as_list(arguments.callbacks),
+            model=self.model,
+            order=self.order,
+            data_of=self._point_at,
+            verbose=arguments.verbose,
+            epochs=arguments.epochs,
+            steps=self._steps(),
+        )
+        self.model.stop_training = False
+        self.model.make_train_function()
+        training.begin()
+        epoch = _keras_internals.take_initial_epoch(self.model) or arguments.initial_epoch
+        self.stages = self._stages_to_run(epoch)
+        self._decide()
+        optimizer = find_discriminative(self.model.optimizer)
+        assert optimizer is not None
+        with optimizer.averages_held():
+            while epoch < arguments.epochs:
+                self._run_segment(training, epoch)
+                epoch = training.next_epoch
+                if training.is_stopped:
+                    break
+        if arguments.epochs > 0:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        training.end()
+        history: keras.callbacks.History = self.model.history
+        return history
+
+    # --- Stages -----------------------------------------------------------------------
+
+    def _stages_to_run(self, first_epoch: int) -> list[StageToRun]:
+        last_epoch = self.arguments.epochs
+        if self.carrier is None:
+            variables = self.model.trainable_variables
+            return [StageToRun("", variables, max(0, last_epoch - first_epoch))]
+        plan = self.carrier.plan
+        resolved = _resolved_plan.resolve(self.model, plan)
+        stages = []
+        for index, stage in enumerate(resolved.stages):
+            begins = plan.first_epoch(index)
+            ends = begins + stage.stage.epochs
+            if plan.ends_on_plateau:
+                epochs = stage.stage.epochs  # where it begins is not known beforehand
+            else:
+                epochs = max(0, min(ends, last_epoch) - max(begins, first_epoch))
+            stages.append(StageToRun(stage.stage.name, stage.variables, epochs))
+        return stages
+
+    def _stage_at(self, epoch: int) -> int:
+        if self.carrier is None:
+            return 0
+        return min(self.carrier.stage_index_at(epoch), len(self.stages) - 1)
+
+    def _point_at(self, epoch: int) -> EntryPoint | None:
+        return self.decision.points[self._stage_at(epoch)]
+
+    def _decide(self) -> None:
+        if self.is_off:
+            return
+        self.decision = decide(
+            self.model,
+            self.stages,
+            self.train.source,
+            None if self.validation is None else self.validation.source,
+            self.cache,
+            insist=self.insists,
+        )
+        self._print(self.decision.line)
+
+    def _print(self, line: str) -> None:
+        if line and self.arguments.verbose:
+            print(line)
+
+    # --- Segments ---------------------------------------------------------------------
+
+    def _run_segment(self, training: OneTraining, epoch: int) -> None:
+        arguments = self.arguments
+        data = self._open(self._stage_at(epoch))
+        training.begin_segment(epoch)
+        self.plain_fit(
+            data.x,
+            data.y,
+            data.batch_size,
+            arguments.epochs,
+            arguments.verbose,
+            training,
+            validation_split=0.0 if data.validation is not None else arguments.validation_split,
+            validation_data=data.validation,
+            shuffle=data.shuffle,
+            class_weight=arguments.class_weight,
+            sample_weight=data.sample_weight,
+            initial_epoch=epoch,
+            steps_per_epoch=arguments.steps_per_epoch,
+            validation_steps=arguments.validation_steps,
+            validation_batch_size=arguments.validation_batch_size or arguments.batch_size,
+            validation_freq=arguments.validation_freq,
+        )
+
+    def _open(self, stage: int) -> SegmentData:
+        """Returns what Keras's `fit` is to read in a stage."""
+        point = self.decision.points[stage]
+        if point is not None:
+            try:
+                self._fill(point, stage)
+            except TooLargeError as error:
+                if self.insists:
+                    raise
+                self.decision.points = [None] * len(self.stages)
+                self._print(f"Feature cache off: {error}.")
+                point = None
+        validation = self.arguments.validation_data
+        if self.validation is not None and self.validation.y is None:
+            validation = self.validation.x  # a generator that was looked at is another object
+        if point is not None:
+            _, features, kept = self.tables[point]
+            if kept is not None:
+                assert self.validation is not None
+                table = _with_targets(kept, self.validation)
+                validation = _dataset(table, EpochOrder(None))
+            return SegmentData(
+                _dataset(_with_targets(features, self.train), self.order), validation
+            )
+        if self.train.arrays is not None:
+            batch_size = self.arguments.batch_size or 32
+            whole = table_of_arrays(self.train.arrays, batch_size, "array")
+            return SegmentData(_dataset(whole, self.order), validation)
+        train = self.train
+        given = self.arguments
+        return SegmentData(
+            train.x, validation, train.y, train.sample_weight, given.batch_size, given.shuffle
+        )
+
+    def _fill(self, point: EntryPoint, stage: int) -> None:
+        """Fills this entry point, and all later ones that stay as they are until they are read."""
+        if point in self.tables and self._is_frozen(point, self.tables[point][0], stage):
+            return
+        later = {
+            other
+            for number, other in enumerate(self.decision.points)
+            if number > stage and other is not None and self._is_frozen(other, stage, number)
+        }
+        wanted = sorted({point, *later})
+        prefix = self.decision.prefix
+        if prefix is None or prefix.points != wanted:
+            fold_constants = self.cache.fold_constants
+            prefix = Prefix(self.model, wanted, fold_constants=fold_constants)
+        made = self._features(prefix, self.train, "training")
+        kept: dict[EntryPoint, Table] = {}
+        if self.decision.caches_validation and self.validation is not None:
+            kept = self._features(prefix, self.validation, "validation")
+        for one, table in made.items():
+            self.tables[one] = (stage, table, kept.get(one))
+
+    def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
+        assert isinstance(data.source, Source)
+        return self.cache.fill(prefix, data.source, role=role, verbose=self.arguments.verbose)
+
+    def _is_frozen(self, point: EntryPoint, since: int, until: int) -> bool:
+        """Whether nothing before a point trains in the stages from `since` up to `until`."""
+        return all(
+            frozen is not None and frozen >= point
+            for frozen in self.decision.frozen_to[since:until]
+        )
+
+    # --- Data -------------------------------------------------------------------------
+
+    def _split_off_validation(self) -> None:
+        """Cuts off validation data once, for all segments."""
+        arguments = self.arguments
+        if not arguments.validation_split or arguments.validation_data is not None:
+            return
+        arrays = as_arrays(arguments.x, arguments.y, arguments.sample_weight)
+        if arrays is None:
+            return  # Keras has the error for this.
+        train, validation = split_arrays(arrays, arguments.validation_split)
+        arguments.x, arguments.y, arguments.sample_weight = (*train, None, None)[:3]
+        arguments.validation_data = validation
+
+    def _steps(self) -> int | None:
+        if self.arguments.steps_per_epoch is not None:
+            return self.arguments.steps_per_epoch
+        if isinstance(self.train.source, Source):
+            return self.train.source.n_batches
+        return _length(self.train.x)
+
+
+def _with_targets(table: Table, data: FitData) -> Table:
+    """Returns a table of features with the targets that `fit` was given as arrays."""
+    if data.arrays is None:
+        return table
+    targets = table_of_arrays(data.arrays[1:], table.batch_size or 1, "target")
+    return join_tables(table, targets)
+
+
+def _dataset(table: Table, order: EpochOrder) -> tf.data.Dataset:
+    return ordered_dataset(
+        table.read,
+        table.signature,
+        count=table.n_rows,
+        batch_size=table.batch_size,
+        order=order,
+    )
+
+
+def _length(data: Any) -> int | None:
+    """Returns how many batches Keras will count, where the data says so itself."""
+    if isinstance(data, keras.utils.PyDataset):
+        return None if data.num_batches is None else int(data.num_batches)
+    if isinstance(data, tf.data.Dataset):
+        cardinality = int(data.cardinality())
+        return cardinality if cardinality >= 0 else None
+    return None

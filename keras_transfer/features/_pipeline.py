@@ -1,0 +1,244 @@
+"""Tells whether a `tf.data.Dataset` yields the same examples each time it is read.
+
+An allow-list: what is not known to be the same each time is taken as not the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from keras_transfer import _keras_internals
+
+# Transformations and sources that yield the same each time, by the name of their class.
+SOURCES = frozenset(
+    {
+        "_TensorDataset",
+        "_TensorSliceDataset",
+        "_RangeDataset",
+        "TensorDataset",
+        "TensorSliceDataset",
+        "RangeDataset",
+        "TFRecordDatasetV2",
+        "_TFRecordDataset",
+        "TextLineDatasetV2",
+        "_TextLineDataset",
+        "FixedLengthRecordDatasetV2",
+        "_FixedLengthRecordDataset",
+    }
+)
+# These keep the set of examples, shuffled or not.
+KEEP_THE_SET = frozenset(
+    {
+        "_AssertCardinalityDataset",
+        "_ConcatenateDataset",
+        "_IgnoreErrorsDataset",
+        "_InterleaveDataset",
+        "_MapDataset",
+        "_FlatMapDataset",
+        "_OptionsDataset",
+        "_ParallelInterleaveDataset",
+        "_ParallelMapDataset",
+        "_PrefetchDataset",
+        "_RepeatDataset",
+        "_UnbatchDataset",
+        "DatasetV1Adapter",
+    }
+)
+BATCH = frozenset({"_BatchDataset", "_ParallelBatchDataset"})
+# What these yield depends on the order of what they read.
+DEPEND_ON_ORDER = {
+    "_TakeDataset": "take",
+    "_SkipDataset": "skip",
+    "_ShardDataset": "shard",
+    "_FilterDataset": "filter",
+    "_TakeWhileDataset": "take_while",
+    "_PaddedBatchDataset": "padded_batch",
+    "_ZipDataset": "zip",
+    "_WindowDataset": "window",
+    "_GroupByWindowDataset": "group_by_window or bucket_by_sequence_length",
+}
+
+SAFE_STATEFUL_OPERATIONS = frozenset(
+    {
+        "Assert",
+        "HashTableV2",
+        "If",
+        "LookupTableFindV2",
+        "PartitionedCall",
+        "ReadFile",
+        "StatefulPartitionedCall",
+        "StatelessIf",
+        "StatelessWhile",
+        "While",
+        # Data sets inside `flat_map` and `interleave`.
+        "ConcatenateDataset",
+        "FixedLengthRecordDatasetV2",
+        "FlatMapDataset",
+        "MapDataset",
+        "ModelDataset",
+        "OptionsDataset",
+        "ParallelMapDatasetV2",
+        "PrefetchDataset",
+        "RangeDataset",
+        "SkipDataset",
+        "TakeDataset",
+        "TensorDataset",
+        "TensorSliceDataset",
+        "TFRecordDataset",
+        "TFRecordDatasetV2",
+        "TextLineDataset",
+    }
+)
+UNKNOWABLE_OPERATIONS = frozenset({"PyFunc", "EagerPyFunc", "PyFuncStateless"})
+
+# Operations that treat the examples of a batch one by one, whatever else is in it.
+ELEMENTWISE = frozenset(
+    {
+        "Abs",
+        "AddV2",
+        "Cast",
+        "ClipByValue",
+        "Const",
+        "Identity",
+        "IdentityN",
+        "Maximum",
+        "Minimum",
+        "Mul",
+        "NoOp",
+        "OneHot",
+        "Placeholder",
+        "RealDiv",
+        "ResizeArea",
+        "ResizeBicubic",
+        "ResizeBilinear",
+        "ResizeNearestNeighbor",
+        "Square",
+        "Sub",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What is known of a data set.
+
+    Attributes:
+        reason: Why it is not known to yield the same examples each time; empty if it does.
+        differs: Whether it is known to yield others each time, rather than not known.
+        is_shuffled: Whether the order differs each time.
+        shuffles_batches: Whether whole batches are shuffled, rather than examples.
+    """
+
+    reason: str = ""
+    differs: bool = False
+    is_shuffled: bool = False
+    shuffles_batches: bool = False
+
+
+def examine(dataset: tf.data.Dataset) -> Verdict:
+    """Returns whether a data set yields the same examples each time it is read."""
+    return _examine(dataset, [])
+
+
+def batch_size_of(dataset: tf.data.Dataset) -> int | None:
+    """Returns how many examples the batches of a data set have at most, where that is known."""
+    first = tf.nest.flatten(dataset.element_spec)[0]
+    if isinstance(first, tf.TensorSpec) and first.shape.rank and first.shape[0] is not None:
+        return int(first.shape[0])
+    size = _keras_internals.dataset_attribute(dataset, "batch_size")
+    if size is not None:
+        return int(size)
+    inputs = _keras_internals.dataset_inputs(dataset)
+    if len(inputs) != 1 or type(dataset).__name__ not in KEEP_THE_SET | set(DEPEND_ON_ORDER):
+        return None
+    return batch_size_of(inputs[0])
+
+
+def _examine(dataset: tf.data.Dataset, behind: list[tf.data.Dataset]) -> Verdict:
+    kind = type(dataset).__name__
+    if kind in ("_CacheDataset", "CacheDataset"):
+        # What was cached is read back as it is, its order too.
+        return Verdict()
+    problem = _problem_of_functions(dataset)
+    if problem is not None:
+        return problem
+    if kind in ("_ShuffleDataset", "ShuffleDataset"):
+        if _keras_internals.dataset_attribute(dataset, "reshuffle_each_iteration"):
+            return _shuffled(dataset, behind)
+    elif kind not in SOURCES | KEEP_THE_SET | BATCH and kind not in DEPEND_ON_ORDER:
+        return Verdict(f"it is not known whether {kind.strip('_')} yields the same each time")
+    inputs = _keras_internals.dataset_inputs(dataset)
+    verdicts = [_examine(one, [dataset, *behind]) for one in inputs]
+    for verdict in verdicts:
+        if verdict.reason:
+            return verdict
+    return next((v for v in verdicts if v.is_shuffled), Verdict())
+
+
+def _shuffled(dataset: tf.data.Dataset, behind: list[tf.data.Dataset]) -> Verdict:
+    """Examines what lies before a `shuffle`, and what it means for what lies behind it."""
+    (read,) = _keras_internals.dataset_inputs(dataset)
+    before = _examine(read, [])
+    if before.reason:
+        return before
+    batched = False
+    for index, after in enumerate(behind):
+        kind = type(after).__name__
+        if kind in DEPEND_ON_ORDER:
+            return Verdict(
+                f"{DEPEND_ON_ORDER[kind]} after shuffle yields another set of examples each time",
+                differs=True,
+            )
+        if kind in BATCH:
+            feeds = behind[index - 1] if index else dataset
+            if _drops_examples(after, feeds):
+                return Verdict(
+                    "batch(drop_remainder=True) after shuffle drops other examples each time",
+                    differs=True,
+                )
+            batched = True
+        elif batched and not _treats_examples_alone(after):
+            return Verdict("a map over shuffled batches may mix their examples (map before batch)")
+    return Verdict(is_shuffled=True, shuffles_batches=_is_batched(read))
+
+
+def _drops_examples(batch: tf.data.Dataset, feeds: tf.data.Dataset) -> bool:
+    if not _keras_internals.dataset_attribute(batch, "drop_remainder"):
+        return False
+    count = int(feeds.cardinality())
+    size = int(_keras_internals.dataset_attribute(batch, "batch_size"))
+    return count < 0 or count % size != 0
+
+
+def _is_batched(dataset: tf.data.Dataset) -> bool:
+    if type(dataset).__name__ in BATCH | {"_PaddedBatchDataset"}:
+        return True
+    if type(dataset).__name__ == "_UnbatchDataset":
+        return False
+    return any(_is_batched(one) for one in _keras_internals.dataset_inputs(dataset))
+
+
+def _treats_examples_alone(dataset: tf.data.Dataset) -> bool:
+    for graph in _keras_internals.dataset_graphs(dataset):
+        for operation in _keras_internals.operations(graph):
+            if operation.type not in ELEMENTWISE:
+                return False
+            # (batch, 1) with (batch,) broadcasts to (batch, batch), which mixes examples.
+            ranks = {t.shape.rank for t in operation.inputs if t.op.type != "Const"}
+            if operation.type != "IdentityN" and len(operation.inputs) > 1 and len(ranks) > 1:
+                return False
+    return True
+
+
+def _problem_of_functions(dataset: tf.data.Dataset) -> Verdict | None:
+    for graph in _keras_internals.dataset_graphs(dataset):
+        unsafe = _keras_internals.unsafe_operations(graph, SAFE_STATEFUL_OPERATIONS)
+        for name in unsafe:
+            if "Random" in name or "ShuffleDataset" in name:
+                return Verdict(f"its pipeline draws random numbers ({name})", differs=True)
+        for name in unsafe:
+            what = "runs Python code" if name in UNKNOWABLE_OPERATIONS else f"runs {name}"
+            return Verdict(f"its pipeline {what}, which may yield other values each time")
+    return None
