@@ -11,6 +11,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_transfer
 from keras_transfer import _keras_internals
@@ -578,3 +579,92 @@ def test_saved_variables_are_numbered_as_in_a_weights_file(tmp_path):
         assert {key: float(stored[key][0]) for key in stored} == {
             str(n): float(n) for n in range(4)
         }
+
+
+# --- Runs that leave no trace (the LR range test) ---------------------------------------------
+
+
+def test_compiled_trainable_state_is_what_compile_remembers():
+    model = dense_model()
+    model.compile("adam", "mse")
+    before = _keras_internals.compiled_trainable_state(model)
+    assert before[model.layers[0]] is True
+    model.layers[0].trainable = False
+    _keras_internals.sync_compiled_trainable_state(model)
+    assert _keras_internals.compiled_trainable_state(model)[model.layers[0]] is False
+
+
+def test_set_compiled_trainable_state_puts_it_back():
+    model = dense_model()
+    model.compile("adam", "mse")
+    before = _keras_internals.compiled_trainable_state(model)
+    model.layers[0].trainable = False
+    _keras_internals.sync_compiled_trainable_state(model)
+    _keras_internals.set_compiled_trainable_state(model, before)
+    assert _keras_internals.compiled_trainable_state(model) == before
+
+
+def test_build_symbolically_makes_metrics_and_slots_before_the_first_step():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model.compile("adam", "mse", metrics=["mae"])
+    assert not model.optimizer.built
+    _keras_internals.build_symbolically(model, (np.ones((4, 3)), np.ones((4, 2))))
+    assert model.optimizer.built
+    assert any("mean_absolute_error" in v.path or "mae" in v.path for v in model.metrics_variables)
+
+
+@pytest.mark.parametrize("seed", [1, None], ids=["seeded", "unseeded"])
+def test_random_numbers_apart_leave_those_drawn_afterwards_alone(seed):
+    def draws():
+        return [
+            float(keras.random.uniform(())),
+            float(tf.random.uniform(())) if seed is not None else 0,
+            float(tf.random.uniform((), seed=4)),
+            float(tf.random.get_global_generator().uniform(())),
+        ]
+
+    def first_and_last(between):
+        keras.utils.set_random_seed(1)
+        tf.random.set_seed(seed)
+        tf.random.set_global_generator(tf.random.Generator.from_seed(1))
+        return draws(), between(), draws()
+
+    def apart():
+        with _keras_internals.random_numbers_apart():
+            return draws()
+
+    first, _, last = first_and_last(lambda: None)
+    first_again, inside, last_again = first_and_last(apart)
+    assert first_again == first
+    assert last_again == last
+    if seed is not None:
+        assert inside[1] not in (first[1], last[1])
+    # Control: what is drawn between does matter. When this fails, TensorFlow has changed.
+    assert first_and_last(draws)[2] != last
+
+
+def test_random_numbers_apart_leave_the_generator_that_keras_has_yet_to_make():
+    keras.utils.set_random_seed(1)
+    with _keras_internals.random_numbers_apart():
+        keras.random.uniform(())
+    value = float(keras.random.uniform(()))
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    assert float(keras.random.uniform(())) == value
+
+
+def test_with_own_shuffles_leaves_the_order_of_the_original_alone():
+    def orders(dataset):
+        return [[int(x) for x in dataset] for _ in range(3)]
+
+    def make():
+        return tf.data.Dataset.range(8).shuffle(8, seed=1).map(lambda x: x + 1).repeat(2)
+
+    expected = orders(make())
+    dataset = make()
+    copy = _keras_internals.with_own_shuffles(dataset)
+    assert orders(copy) == expected
+    assert orders(dataset) == expected
+    # Control: the data set itself goes on. When this fails, no copy is needed any more.
+    assert orders(dataset) != expected
