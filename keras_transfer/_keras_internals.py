@@ -72,6 +72,11 @@ def is_random(layer: keras.layers.Layer) -> bool:
     return bool(layer._seed_generators)
 
 
+def unlock_state(layer: keras.layers.Layer) -> None:
+    """Lets a built layer be given further weights, layers and metrics."""
+    layer._tracker.unlock()
+
+
 def set_mask(tensor: Any, mask: Any) -> None:
     """Puts a mask on a tensor, as a masking layer does."""
     tensor._keras_mask = mask

@@ -87,8 +87,12 @@ class TransferModel(keras.Model):
         self.backbone = backbone
         self.head = head
         self._warn_of_classifier()
+        self._shapes: tuple[Any, Any] | None = None
         if backbone.is_functional:
-            self(backbone.symbolic_inputs())
+            inputs = backbone.symbolic_inputs()
+            self._shapes = (_shapes_of(inputs), _shapes_of(self(inputs)))
+            # As a functional model: a subclass may still give itself metrics and layers.
+            _keras_internals.unlock_state(self)
         self._traced_variables: frozenset[int] = frozenset()
         self._saved_flags: list[bool] | None = None
 
@@ -119,13 +123,32 @@ class TransferModel(keras.Model):
         trains = any(v.trainable for v in self.head.weights) if self.head.built else True
         return bool(training) and trains
 
+    @property
+    def input_shape(self) -> Any:
+        """Shape of the inputs, with the batch; nested as they are, on a functional backbone."""
+        return self._known_shapes("input_shape")[0]
+
+    @property
+    def output_shape(self) -> Any:
+        """Shape of the outputs, with the batch; nested as they are, on a functional backbone."""
+        return self._known_shapes("output_shape")[1]
+
+    def _known_shapes(self, name: str) -> tuple[Any, Any]:
+        if self._shapes is None:
+            raise AttributeError(
+                f"{self.name!r} has no `{name}`: its backbone {self.backbone.model.name!r} is not "
+                "a functional model, so its shapes follow from the data alone."
+            )
+        return self._shapes
+
     # --- Layer groups -----------------------------------------------------------------
 
     @property
     def layer_groups(self) -> LayerGroups:
         """The layer groups, stem first, the head last."""
         name = self.head.name if self.head.name not in self.backbone.layer_groups.names else "head"
-        head = LayerGroup(name, (self.head,))
+        shape = None if self._shapes is None else self._shapes[1]
+        head = LayerGroup(name, (self.head,), shape if isinstance(shape, tuple) else None)
         return LayerGroups([*self.backbone.layer_groups, head], has_head=True)
 
     def freeze(self) -> None:
@@ -358,3 +381,7 @@ class TransferModel(keras.Model):
         if model.built:
             model._set_saved_flags()
         return model
+
+
+def _shapes_of(tensors: Any) -> Any:
+    return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), tensors)

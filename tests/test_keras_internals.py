@@ -157,6 +157,16 @@ def test_is_random_tells_who_draws_random_numbers():
     assert not _keras_internals.is_random(keras.layers.Dense(2))
 
 
+def test_unlock_state_lets_a_built_layer_have_more():
+    layer = Holder()
+    layer.build((None, 2))
+    with pytest.raises(ValueError, match="already built"):
+        layer.more = keras.layers.Dense(2, name="more")
+    _keras_internals.unlock_state(layer)
+    layer.more = keras.layers.Dense(2, name="more")
+    assert "more" in names(_keras_internals.child_layers(layer))
+
+
 def test_set_mask_is_seen_by_the_next_layer():
     x = keras.ops.convert_to_tensor([[[1.0], [3.0]]])
     _keras_internals.set_mask(x, keras.ops.convert_to_tensor([[True, False]]))
@@ -668,3 +678,116 @@ def test_with_own_shuffles_leaves_the_order_of_the_original_alone():
     assert orders(dataset) == expected
     # Control: the data set itself goes on. When this fails, no copy is needed any more.
     assert orders(dataset) != expected
+
+
+# --- Cached features --------------------------------------------------------------------------
+
+
+def test_get_mask_reads_what_embedding_puts_on_its_output():
+    x = keras.layers.Embedding(5, 2, mask_zero=True)(np.array([[1, 0]]))
+    assert _keras_internals.get_mask(x).numpy().tolist() == [[True, False]]
+    assert _keras_internals.get_mask(keras.ops.ones(2)) is None
+
+
+def test_take_initial_epoch_reads_it_once_where_keras_would_start_there_for_ever(tmp_path):
+    def epochs_of(model, backup):
+        callbacks = [keras.callbacks.BackupAndRestore(tmp_path)] if backup else []
+        return model.fit(*batch(), epochs=3, callbacks=callbacks, verbose=0).epoch
+
+    class KilledError(Exception):
+        pass
+
+    def stop(epoch, logs):
+        if epoch == 1:
+            raise KilledError
+
+    model = compiled()
+    stopping = keras.callbacks.LambdaCallback(on_epoch_begin=stop)
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    with pytest.raises(KilledError):
+        model.fit(*batch(), epochs=3, callbacks=[backup, stopping], verbose=0)
+    resumed = compiled()
+    assert epochs_of(resumed, True) == [1, 2]
+    assert epochs_of(resumed, False) == [1, 2], "Keras clears it now: the function can go"
+    assert _keras_internals.take_initial_epoch(resumed) == 1
+    assert _keras_internals.take_initial_epoch(resumed) is None
+    assert epochs_of(resumed, False) == [0, 1, 2]
+
+
+def graph_of(function, *values):
+    return tf.function(function).get_concrete_function(*values).graph
+
+
+def test_unsafe_operations_are_those_with_state_or_random_numbers():
+    found = _keras_internals.unsafe_operations
+    variable = tf.Variable(1.0)
+    x = tf.constant([1.0, 2.0])
+    assert found(graph_of(lambda x: tf.sqrt(x) * 2.0, x), ()) == []
+    assert found(graph_of(lambda x: x * variable, x), ()) == ["ReadVariableOp"]
+    assert found(graph_of(lambda x: x * variable, x), {"ReadVariableOp"}) == []
+    stateless = graph_of(lambda x: x + tf.random.stateless_uniform((2,), [1, 2]), x)
+    assert any("Random" in name for name in found(stateless, ()))
+    assert "RandomUniform" in found(graph_of(lambda x: x + tf.random.uniform((2,)), x), ())
+
+
+def test_unsafe_operations_are_found_in_functions_that_the_graph_calls():
+    @tf.function
+    def noise(x):
+        return x + tf.random.uniform((2,))
+
+    def through_cond(x):
+        return tf.cond(x[0] > 0, lambda: noise(x), lambda: x)
+
+    safe = {"If", "StatefulPartitionedCall"}
+    x = tf.constant([1.0, 2.0])
+    assert _keras_internals.unsafe_operations(graph_of(through_cond, x), safe) == ["RandomUniform"]
+
+
+def test_operations_are_those_of_the_graph_itself():
+    graph = graph_of(lambda x: tf.sqrt(x) * 2.0, tf.constant([1.0, 2.0]))
+    types = {operation.type for operation in _keras_internals.operations(graph)}
+    assert {"Sqrt", "Mul", "Const"} <= types
+
+
+def test_dataset_inputs_are_what_a_data_set_reads_from():
+    one, two = tf.data.Dataset.range(3), tf.data.Dataset.range(4)
+    both = _keras_internals.dataset_inputs(tf.data.Dataset.zip(one, two))
+    assert [int(dataset.cardinality()) for dataset in both] == [3, 4]
+    (read,) = _keras_internals.dataset_inputs(one.batch(2))
+    assert int(read.cardinality()) == 3
+    assert _keras_internals.dataset_inputs(one) == []
+
+
+def test_dataset_graphs_are_those_of_the_functions_of_the_last_transformation():
+    dataset = tf.data.Dataset.range(3).map(lambda x: x + tf.random.uniform((), 0, 5, tf.int64))
+    (graph,) = _keras_internals.dataset_graphs(dataset)
+    assert _keras_internals.unsafe_operations(graph, ()) == ["RandomUniformInt"]
+    assert _keras_internals.dataset_graphs(dataset.batch(2)) == []
+
+
+def test_dataset_attribute_is_what_a_transformation_was_told():
+    attribute = _keras_internals.dataset_attribute
+    dataset = tf.data.Dataset.range(3)
+    assert attribute(dataset.shuffle(3), "reshuffle_each_iteration")
+    once = dataset.shuffle(3, reshuffle_each_iteration=False)
+    assert not attribute(once, "reshuffle_each_iteration")
+    assert attribute(dataset.batch(2), "batch_size") == 2
+    assert attribute(dataset.batch(2, num_parallel_calls=2), "batch_size") == 2
+    assert attribute(dataset.batch(2, drop_remainder=True), "drop_remainder")
+    assert not attribute(dataset.batch(2), "drop_remainder")
+    assert attribute(dataset, "batch_size") is None
+
+
+def test_fold_variables_keeps_values_and_structure_and_no_variable():
+    model = dense_model()
+    function = tf.function(lambda x: {"out": model(x["in"]), "in": x["in"]})
+    concrete = function.get_concrete_function({"in": tf.TensorSpec((None, 4), tf.float32)})
+    folded = _keras_internals.fold_variables(concrete)
+    x = batch()[0]
+    before = model(x).numpy()
+    found = folded({"in": x})
+    np.testing.assert_allclose(found["out"].numpy(), before, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["in"].numpy(), x)
+    model.layers[0].kernel.assign(np.zeros((4, 3)))
+    np.testing.assert_array_equal(folded({"in": x})["out"].numpy(), found["out"].numpy())
+    assert not np.allclose(model(x).numpy(), before), "control: the variable does matter"

@@ -115,6 +115,40 @@ def test_weights_of_a_subclass_are_saved_and_loaded(tmp_path):
     assert float(loaded.scale.numpy()) == 7.0
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class WithParts(ktf.TransferModel):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = keras.layers.Dense(1, name="extra")
+        self.extra.build((None, 3))
+        self.tracker = keras.metrics.Mean(name="tracked")
+
+
+def test_a_subclass_may_have_layers_and_metrics_of_its_own(tmp_path):
+    model = WithParts(backbone(), keras.layers.Dense(3, "softmax", name="new"), groups="blocks")
+    assert "tracked" in [metric.name for metric in model.metrics]
+    model.extra.kernel.assign(np.full((3, 1), 7.0))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.extra.kernel.numpy(), model.extra.kernel.numpy())
+
+
+def test_shapes_of_inputs_and_outputs_are_known_and_stand_in_the_table():
+    model = transfer()
+    assert (model.input_shape, model.output_shape) == ((None, 6), (None, 3))
+    assert model.layer_groups[-1].output_shape == (None, 3)
+    assert str(model.layer_groups).splitlines()[-1].split()[-3:] == ["(…,", "3)", "-"]
+
+
+def test_shapes_of_a_model_that_is_not_functional_are_not_known():
+    body = Body()
+    body(np.ones((1, 6), "float32"))
+    model = ktf.TransferModel(body, keras.layers.Dense(3, name="new"), groups="blocks")
+    with pytest.raises(AttributeError, match="has no `output_shape`: its backbone 'body' is not"):
+        _ = model.output_shape
+    assert str(model.layer_groups).splitlines()[-1].split()[-2:] == ["?", "-"]
+
+
 def test_inputs_reach_the_wrapped_model_in_their_own_precision():
     body = keras.Sequential(
         [
