@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_transfer import _keras_internals, _patterns
+from keras_transfer import _checks, _keras_internals, _patterns
 from keras_transfer.optimizers import _no_decay
 from keras_transfer.optimizers._groups import GroupTable
 from keras_transfer.optimizers._template import Template, checked
@@ -42,7 +42,8 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
         optimizer = checked(optimizer)
         rate = _keras_internals.rate_source(optimizer)
         if isinstance(rate, keras.Variable):
-            rate = float(rate.numpy())
+            # Keras takes a negative rate, and NaN, without a word.
+            rate = _checks.number(float(rate.numpy()), "learning_rate", minimum=0)
         super().__init__(
             learning_rate=rate,
             weight_decay=optimizer.weight_decay,

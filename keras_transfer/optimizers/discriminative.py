@@ -43,6 +43,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
     Raises:
         TypeError: If `optimizer` is neither a Keras optimizer nor a name.
         ValueError: If the optimizer cannot have discriminative rates; the message says why.
+            If its learning rate is negative or not finite.
 
     Example:
 
