@@ -3,73 +3,16 @@ import numpy as np
 import pytest
 
 import keras_transfer as ktf
-from keras_transfer.callbacks import GradualUnfreezing
-
-PLAN = ktf.UnfreezingPlan(
-    [
-        ktf.Stage("probe", depth=1, epochs=1),
-        ktf.Stage("top", depth=2, epochs=1),
-        ktf.Stage("all", depth="all", epochs=1),
-    ]
+from tests.callbacks.toys import (
+    EXPECTED,
+    Snapshots,
+    backbone,
+    compiled,
+    data,
+    stock,
+    transfer,
+    unfreezing,
 )
-# Kernel and bias of each: stem, mid, top, head.
-EXPECTED = [
-    [False] * 6 + [True] * 2,
-    [False] * 4 + [True] * 4,
-    [True] * 8,
-]
-
-
-def backbone():
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(8, "tanh", name="stem"),
-            keras.layers.Dense(8, "tanh", name="mid"),
-            keras.layers.Dense(8, "tanh", name="top"),
-        ],
-        name="body",
-    )
-
-
-def stock():
-    return keras.Sequential([backbone(), keras.layers.Dense(3, "softmax", name="new")])
-
-
-def transfer():
-    return ktf.TransferModel(
-        backbone(), keras.layers.Dense(3, "softmax", name="new"), groups="blocks"
-    )
-
-
-def data():
-    keras.utils.set_random_seed(0)
-    return np.random.normal(size=(16, 6)).astype("float32"), np.arange(16) % 3
-
-
-class Snapshots(keras.callbacks.Callback):
-    """Records which weights moved in each epoch, bit for bit."""
-
-    def on_train_begin(self, logs=None):
-        self.moves = []
-        self.before = self.model.get_weights()
-
-    def on_epoch_end(self, epoch, logs=None):
-        after = self.model.get_weights()
-        self.moves.append(
-            [not np.array_equal(a, b) for a, b in zip(self.before, after, strict=False)]
-        )
-        self.before = after
-
-
-def compiled(model, optimizer="adam"):
-    model.compile(optimizer, "sparse_categorical_crossentropy")
-    return model
-
-
-def unfreezing(model, plan=PLAN):
-    groups = None if isinstance(model, ktf.TransferModel) else "blocks"
-    return GradualUnfreezing(plan, groups=groups, verbose=0)
 
 
 @pytest.mark.parametrize("make", [stock, transfer])
