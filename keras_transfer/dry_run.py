@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve
@@ -56,6 +57,7 @@ class PlanDescription:
         total_epochs: Length of the plan.
         warnings: What looks like a mistake.
         notes: Choices that were made for the user, such as where the head begins.
+        group_names: The model's layer groups, stem first.
     """
 
     stages: tuple[StageDescription, ...]
@@ -63,6 +65,7 @@ class PlanDescription:
     total_epochs: int
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
@@ -83,10 +86,21 @@ class PlanDescription:
                     memory,
                 )
             )
-        lines = [format_table(rows), f"{self.total_epochs} epochs in all."]
+        lines = [format_table(rows), *self._rate_table()]
+        lines += [f"{self.total_epochs} epochs in all."]
         lines += list(self.notes)
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _rate_table(self) -> list[str]:
+        """The rate of every group in every stage, where a stage has more than one rate."""
+        if all(len(set(stage.rates.values())) < 2 for stage in self.stages):
+            return []
+        rows = [("learning rate of", *(stage.name for stage in self.stages))]
+        for group in self.group_names:
+            rates = [stage.rates.get(group) for stage in self.stages]
+            rows.append((group, *("-" if rate is None else f"{rate:.3g}" for rate in rates)))
+        return ["", format_table(rows), ""]
 
 
 def describe(
@@ -112,7 +126,8 @@ def describe(
 
     Returns:
         A description that prints as a table: stage, epochs, groups, parameters that train,
-        learning rates, optimizer memory, and warnings.
+        learning rates (of every layer group, where they differ), optimizer memory, and
+        warnings.
 
     Raises:
         ValueError: If the plan does not fit the model.
@@ -171,6 +186,7 @@ def describe(
         total_epochs=plan.total_epochs,
         warnings=tuple(_warnings(resolved, rows, steps_per_epoch)),
         notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
+        group_names=tuple(resolved.groups.names),
     )
 
 
@@ -223,7 +239,8 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     for found, row in zip(resolved.stages, rows, strict=True):
-        zeros = [name for name, rate in row.rates.items() if rate == 0]
+        # As training has it: a rate may be above 0 here and not in float32.
+        zeros = [name for name, rate in row.rates.items() if np.float32(rate) == 0]
         if zeros:
             warnings.append(f"stage {row.name!r} gives {', '.join(zeros)} a learning rate of 0.")
         warnings += _schedule_warnings(found.stage, steps_per_epoch)

@@ -1,0 +1,158 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_transfer as ktf
+
+GROUPS = ("stem", "mid", "new")
+
+
+def make_model(optimizer=None, kind="transfer"):
+    backbone = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, name="stem"),
+            keras.layers.Dense(8, name="mid"),
+        ]
+    )
+    head = keras.layers.Dense(2, name="new")
+    if kind == "transfer":
+        model = ktf.TransferModel(backbone, head, groups="blocks")
+    else:
+        model = keras.Sequential([backbone, head])
+    if optimizer is not None:
+        model.compile(optimizer, "mse")
+    return model
+
+
+def describe(stages, optimizer="adam", kind="transfer", **options):
+    groups = None if kind == "transfer" else "blocks"
+    plan = ktf.UnfreezingPlan(stages)
+    return ktf.describe(make_model(optimizer, kind), plan, groups, **options)
+
+
+@pytest.mark.parametrize("kind", ["transfer", "stock"])
+def test_the_rate_of_every_group_in_every_stage_is_shown(kind):
+    description = describe(
+        [
+            ktf.Stage("probe", depth=1, epochs=1),
+            ktf.Stage("top", depth=2, epochs=1, peak_lr=0.1, lr_decay=0.5),
+            ktf.Stage("all", depth="all", epochs=1, lr_decay=0.1),
+        ],
+        keras.optimizers.Adam(0.02),
+        kind,
+    )
+    rates = [stage.rates for stage in description.stages]
+    assert rates[0] == pytest.approx({"new": 0.02})  # the optimizer's own
+    assert rates[1] == pytest.approx({"mid": 0.05, "new": 0.1})
+    assert rates[2] == pytest.approx({"stem": 0.001, "mid": 0.01, "new": 0.1})
+    table = [line.split() for line in str(description).splitlines()]
+    start = table.index(["learning", "rate", "of", "probe", "top", "all"])
+    assert table[start + 2 : start + 5] == [
+        ["stem", "-", "-", "0.001"],
+        ["mid", "-", "0.05", "0.01"],
+        ["new", "0.02", "0.1", "0.1"],
+    ]
+
+
+def test_one_rate_for_all_groups_needs_no_second_table():
+    text = str(describe([ktf.Stage("all", depth="all", epochs=1, peak_lr=0.1)]))
+    assert "learning rate of" not in text
+    assert "0.1" in text
+
+
+def test_the_rates_are_those_that_training_has():
+    model = make_model("sgd")
+    plan = ktf.recipes.gradual_unfreezing(2, 1, 1)
+    description = ktf.describe(model, plan)
+    unfreezing = ktf.callbacks.GradualUnfreezing(plan, verbose=0)
+    x, y = np.ones((4, 4)), np.ones((4, 2))
+    history = model.fit(x, y, callbacks=[unfreezing], verbose=0).history
+    for index, stage in enumerate(description.stages):
+        seen = {name: history[f"learning_rate/{name}"][index] for name in GROUPS}
+        seen = {name: rate for name, rate in seen.items() if not np.isnan(rate)}
+        assert seen == pytest.approx(stage.rates)
+        assert history["trainable_parameters"][index] == stage.trainable_parameters
+
+
+def test_an_optimizer_with_a_schedule_has_no_rate_to_show():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    description = describe(
+        [ktf.Stage("all", depth="all", epochs=1)], keras.optimizers.SGD(schedule)
+    )
+    assert description.stages[0].rates == {}
+    assert "?" in str(description).splitlines()[2]
+
+
+# --- Warnings ---------------------------------------------------------------------------------
+
+
+def test_a_rate_of_zero_is_warned_of_with_its_stage_and_groups():
+    stages = [
+        ktf.Stage("probe", depth=1, epochs=1),
+        ktf.Stage("all", depth="all", epochs=1, peak_lr=0.1),
+    ]
+    description = describe(stages, keras.optimizers.SGD(0.0))
+    assert description.warnings == ("stage 'probe' gives new a learning rate of 0.",)
+    assert "Warning: stage 'probe' gives new a learning rate of 0." in str(description)
+    # A decay that leaves nothing of the rate in float32.
+    tiny = [ktf.Stage("all", depth="all", epochs=1, peak_lr=1e-4, lr_decay=1e-25)]
+    assert describe(tiny).warnings == ("stage 'all' gives stem a learning rate of 0.",)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "steps_per_epoch", "warning"),
+    [
+        ({"schedule": "one_cycle"}, 2, 4, "has 8 steps, too few for the rise of its schedule"),
+        ({"schedule": "one_cycle"}, 2, 5, None),
+        ({"schedule": "one_cycle"}, 2, None, None),
+        ({"schedule": "constant"}, 1, 1, None),
+        ({}, 1, 1, None),
+        (
+            {"schedule": "warmup_cosine", "warmup_epochs": 0.1},
+            2,
+            4,
+            "has a warm-up of less than one step",
+        ),
+        ({"schedule": "warmup_cosine", "warmup_epochs": 0.5}, 2, 4, None),
+        ({"schedule": "warmup_cosine", "warmup_epochs": 0}, 2, 4, None),
+    ],
+)
+def test_a_stage_with_too_few_steps_for_its_warm_up_is_warned_of(
+    options, epochs, steps_per_epoch, warning
+):
+    stage = ktf.Stage("all", depth="all", epochs=epochs, peak_lr=0.1, **options)
+    description = describe([stage], steps_per_epoch=steps_per_epoch)
+    assert description.warnings == (() if warning is None else (f"stage 'all' {warning}.",))
+
+
+def test_a_stage_that_changes_nothing_is_warned_of():
+    stages = [
+        ktf.Stage("a", depth=1, epochs=1, peak_lr=0.1),
+        ktf.Stage("b", depth=1, epochs=1, peak_lr=0.1),
+        ktf.Stage("c", depth=1, epochs=1, peak_lr=0.2),
+    ]
+    assert describe(stages).warnings == (
+        "stage 'b' trains the same variables at the same rates as 'a'.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan": "lp_ft"}, TypeError, "`plan` must be an `UnfreezingPlan`"),
+        ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` must be at least 1"),
+        ({"groups": "blocks"}, ValueError, "has its own layer groups; `groups` is for stock"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ktf.describe(make_model("adam"), **{"plan": ktf.recipes.lp_ft(), **arguments})
+
+
+def test_a_model_that_is_not_compiled_has_neither_rates_nor_optimizer_memory():
+    description = ktf.describe(
+        make_model(), ktf.UnfreezingPlan([ktf.Stage("a", depth=1, epochs=1)])
+    )
+    assert description.stages[0].rates == {}
+    assert description.stages[0].optimizer_bytes is None
