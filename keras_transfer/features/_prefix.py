@@ -64,7 +64,8 @@ class Prefix:
         self.points = sorted(points)
         self.fold_constants = fold_constants
         self._folded: dict[int, Callable[[Any], dict[str, Any]]] = {}
-        self._function = tf.function(self._run)
+        # AutoGraph, which Keras does without as well, would take several seconds.
+        self._function = tf.function(self._run, autograph=False)
 
     def signature(self, inputs: Any) -> dict[str, tf.TensorSpec]:
         """Returns the shapes and types of the features of inputs of a `tf.TensorSpec` structure.
