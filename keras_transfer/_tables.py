@@ -23,4 +23,6 @@ def format_shape(shape: Sequence[int | None]) -> str:
 
 def format_size(size: float) -> str:
     """Writes a number of bytes."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_transfer import _checks, _keras_internals
+from keras_transfer._cache_forecast import CacheForecast, forecast
 from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve
 from keras_transfer._tables import format_size, format_table
 from keras_transfer.layer_groups import Groups
@@ -58,6 +59,7 @@ class PlanDescription:
         warnings: What looks like a mistake.
         notes: Choices that were made for the user, such as where the head begins.
         group_names: The model's layer groups, stem first.
+        cache: What the feature cache will take and save, where the number of examples was given.
     """
 
     stages: tuple[StageDescription, ...]
@@ -66,6 +68,7 @@ class PlanDescription:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
+    cache: CacheForecast | None = None
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
@@ -89,6 +92,8 @@ class PlanDescription:
         lines = [format_table(rows), *self._rate_table()]
         lines += [f"{self.total_epochs} epochs in all."]
         lines += list(self.notes)
+        if self.cache is not None:
+            lines += ["", str(self.cache)]
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
@@ -111,6 +116,7 @@ def describe(
     head: str | None = None,
     batch_norm: str = "freeze",
     steps_per_epoch: int | None = None,
+    examples: int | None = None,
 ) -> PlanDescription:
     """Describes what a plan would do to a model, without training anything.
 
@@ -123,6 +129,8 @@ def describe(
         batch_norm: What the BatchNorms of a stock model's backbone do; as in
             `GradualUnfreezing`.
         steps_per_epoch: Steps of an epoch, to check warm-ups against.
+        examples: How many examples there are, validation data included, to say what the
+            feature cache will take and save; on a `TransferModel` only.
 
     Returns:
         A description that prints as a table: stage, epochs, groups, parameters that train,
@@ -153,6 +161,8 @@ def describe(
         raise TypeError(f"`plan` must be an `UnfreezingPlan`. Received: plan={plan!r}")
     if steps_per_epoch is not None:
         steps_per_epoch = _checks.integer(steps_per_epoch, "steps_per_epoch", minimum=1)
+    if examples is not None:
+        examples = _checks.integer(examples, "examples", minimum=1)
     resolved = resolve(model, plan, groups, head, batch_norm)
     rate: float | None = None
     slots: dict[int, int] = {}
@@ -187,6 +197,7 @@ def describe(
         warnings=tuple(_warnings(resolved, rows, steps_per_epoch)),
         notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
         group_names=tuple(resolved.groups.names),
+        cache=(None if examples is None else forecast(model, resolved, examples, steps_per_epoch)),
     )
 
 

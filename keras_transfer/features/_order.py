@@ -54,7 +54,6 @@ def ordered_dataset(
     """
     flat = keras.tree.flatten(signature)
 
-    @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor) -> Any:
         # Not a gather from a constant: TensorFlow would copy the arrays to make one.
         arrays = tf.numpy_function(
@@ -68,19 +67,18 @@ def ordered_dataset(
         return keras.tree.pack_sequence_as(signature, list(arrays))
 
     # A data set is opened once per epoch, and only then is the order asked for.
-    @tf.autograph.experimental.do_not_convert
     def indices_of_epoch(_: tf.Tensor) -> tf.Tensor:
         indices = tf.numpy_function(lambda: order.indices(count), [], tf.int64, stateful=True)
         return tf.ensure_shape(indices, (count,))
 
-    opened = tf.data.Dataset.from_tensors(0).map(indices_of_epoch)
+    plain: Any = tf.autograph.experimental.do_not_convert  # converting takes time
+    opened = tf.data.Dataset.from_tensors(0).map(plain(indices_of_epoch))
 
-    @tf.autograph.experimental.do_not_convert
     def batches_of(indices: tf.Tensor) -> tf.data.Dataset:
         examples = tf.data.Dataset.from_tensor_slices(indices)
         return examples if batch_size is None else examples.batch(batch_size)
 
     n_batches = count if batch_size is None else -(-count // batch_size)
-    dataset = opened.flat_map(batches_of).map(batch_of)
+    dataset = opened.flat_map(plain(batches_of)).map(plain(batch_of))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(n_batches))
     return dataset.prefetch(tf.data.AUTOTUNE)

@@ -153,6 +153,20 @@ class PretrainedBackbone(keras.layers.Layer):
         )
 
     @property
+    def graph(self) -> FunctionalGraph:
+        """The wrapped model's graph.
+
+        Raises:
+            ValueError: If the wrapped model is not functional.
+        """
+        if self._graph is None:
+            raise ValueError(
+                f"{self.model.name!r} is not a functional model, so it has no boundaries to "
+                "stop at."
+            )
+        return self._graph
+
+    @property
     def _functional(self) -> Any:
         assert self._graph is not None
         return self._graph.functional
@@ -213,11 +227,7 @@ class PretrainedBackbone(keras.layers.Layer):
         Raises:
             ValueError: If the wrapped model is not functional or `start` is out of range.
         """
-        if self._graph is None:
-            raise ValueError(
-                f"{self.model.name!r} is not a functional model, so it has no boundaries to "
-                "stop at."
-            )
+        graph = self.graph
         wanted = sorted({self._check_start(start, least=1) for start in starts})
         if self.preprocess is not None:
             inputs = self._preprocess(inputs)
@@ -226,20 +236,19 @@ class PretrainedBackbone(keras.layers.Layer):
         features: dict[int, list[Any]] = {}
         for start in wanted:
             if start == len(self.layer_groups):
-                self._graph.run(values, call, nodes=range(done, len(self._graph.nodes)))
-                features[start] = [values[key] for key in self._graph.outputs]
+                graph.run(values, call, nodes=range(done, len(graph.nodes)))
+                features[start] = [values[key] for key in graph.outputs]
                 break
             boundary = self._boundary(start)
-            self._graph.run(values, call, nodes=range(done, boundary.index))
+            graph.run(values, call, nodes=range(done, boundary.index))
             done = boundary.index
-            side = [values[self._graph.inputs[i]] for i in boundary.side_inputs]
+            side = [values[graph.inputs[i]] for i in boundary.side_inputs]
             features[start] = [values[boundary.key], *side]
         return features
 
     def pack_outputs(self, outputs: list[Any]) -> Any:
         """Gives the wrapped model's flat outputs the structure that calling it returns."""
-        assert self._graph is not None
-        return self._graph.pack_outputs(outputs)
+        return self.graph.pack_outputs(outputs)
 
     def _check_start(self, start: int, least: int = 0) -> int:
         start = _checks.integer(start, "start", minimum=least)
