@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -331,6 +332,39 @@ def overrides_apply(optimizer: keras.optimizers.Optimizer) -> str | None:
         if getattr(type(optimizer), name) is not getattr(base, name):
             return name
     return None
+
+
+def save_inner_state_once(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Makes a `LossScaleOptimizer` save and load only what is its own, by number.
+
+    Keras saves the inner optimizer's variables twice: numbered among the outer's, and in a
+    place of the inner's own. The first cannot be loaded where other variables train. A file
+    that Keras wrote begins with the same variables, so it is loaded too.
+    """
+
+    def save(store: Any) -> None:
+        for number, variable in enumerate(optimizer._variables):
+            store[str(number)] = variable.numpy()
+
+    def load(store: Any) -> None:
+        if not optimizer.built:
+            warnings.warn(
+                f"The loss scale of {optimizer.name!r} is not loaded, because the optimizer is not "
+                "built yet. Call `optimizer.build(model.trainable_variables)` before loading.",
+                stacklevel=2,
+            )
+            return
+        for number, variable in enumerate(optimizer._variables):
+            variable.assign(store[str(number)])
+
+    object.__setattr__(optimizer, "save_own_variables", save)
+    object.__setattr__(optimizer, "load_own_variables", load)
+
+
+def save_inner_state_twice(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Undoes `save_inner_state_once`."""
+    for name in ("save_own_variables", "load_own_variables"):
+        vars(optimizer).pop(name, None)
 
 
 def needs_merge_call() -> bool:

@@ -179,6 +179,9 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
             )
             optimizer = find_discriminative(model.optimizer)
             assert optimizer is not None
+        else:
+            # Under `mixed_float16`, `compile` has put a `LossScaleOptimizer` around it.
+            DiscriminativeOptimizer.take_over(model.optimizer)
         optimizer.set_groups(groups.by_name())
     return optimizer
 

@@ -560,6 +560,46 @@ def test_overrides_apply_names_what_a_class_replaces():
     assert _keras_internals.overrides_apply(Own()) == "apply"
 
 
+def loss_scaling(*shapes):
+    optimizer = KO.LossScaleOptimizer(KO.SGD(momentum=0.9), initial_scale=8.0)
+    optimizer.build([keras.Variable(np.ones(shape), name="v") for shape in shapes])
+    return optimizer
+
+
+def test_save_inner_state_once_lets_a_scale_cross_stages():
+    saved, other = loss_scaling(3), loss_scaling(2, 3)
+    saved.dynamic_scale.assign(32.0)
+    store = {}
+    saved.save_own_variables(store)
+    # Control: Keras numbers the inner optimizer's variables among the scale's own.
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        other.load_own_variables(store)
+    for optimizer in (saved, other):
+        _keras_internals.save_inner_state_once(optimizer)
+    own = {}
+    saved.save_own_variables(own)
+    assert len(own) < len(store)
+    for each in (store, own):
+        other.dynamic_scale.assign(1.0)
+        other.load_own_variables(each)
+        assert float(other.dynamic_scale.numpy()) == 32.0
+    unbuilt = KO.LossScaleOptimizer(KO.SGD())
+    _keras_internals.save_inner_state_once(unbuilt)
+    with pytest.warns(UserWarning, match="is not loaded, because the optimizer is not built"):
+        unbuilt.load_own_variables(own)
+
+
+def test_save_inner_state_twice_gives_the_stock_way_back():
+    optimizer = loss_scaling(3)
+    before, after = {}, {}
+    optimizer.save_own_variables(before)
+    _keras_internals.save_inner_state_once(optimizer)
+    _keras_internals.save_inner_state_twice(optimizer)
+    optimizer.save_own_variables(after)
+    assert before.keys() == after.keys()
+    optimizer.load_own_variables(after)
+
+
 def test_needs_merge_call_is_so_only_on_several_replicas():
     # On two replicas: tests/optimizers/test_replicas.py, whose cases fail if this is wrong.
     assert not _keras_internals.needs_merge_call()

@@ -210,6 +210,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             return optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = cls.take_over(optimizer.inner_optimizer, no_decay_on)
+            _keras_internals.save_inner_state_once(optimizer)
             return optimizer
         result = cls(optimizer, no_decay_on)
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
@@ -243,6 +244,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         """
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = DiscriminativeOptimizer.give_back(optimizer.inner_optimizer)
+            _keras_internals.save_inner_state_twice(optimizer)
             return optimizer
         if isinstance(optimizer, DiscriminativeOptimizer):
             return optimizer.to_plain()
