@@ -16,7 +16,6 @@ ALL = ktf.Stage("all", depth="all", epochs=2, peak_lr=5e-3, lr_decay=0.5)
 
 OPTIMIZERS = {
     "nadam": keras.optimizers.Nadam,
-    "averages": lambda: keras.optimizers.SGD(momentum=0.9, use_ema=True, ema_momentum=0.9),
     "accumulation": lambda: keras.optimizers.AdamW(gradient_accumulation_steps=3),
     "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(
         keras.optimizers.Adam(), initial_scale=8.0, dynamic_growth_steps=3
@@ -112,17 +111,3 @@ def test_under_mixed_float16_late_groups_train_and_are_saved(tmp_path):
     for each in (model, loaded):
         run(each, ALL)
     assert_equal(model, loaded)
-
-
-def test_moving_averages_end_a_plan_in_the_groups_that_train_and_nowhere_else():
-    model = make_model("averages")
-    run(model, ALL)
-    stem, before = model.get_weights()[0], model.get_weights()
-    run(model, TOP)
-    np.testing.assert_array_equal(model.get_weights()[0], stem)
-    optimizer = find_discriminative(model.optimizer)
-    variables = model.trainable_variables
-    for variable, average in zip(variables, optimizer._table.averages_of(variables), strict=True):
-        np.testing.assert_array_equal(variable.numpy(), average.numpy())
-    moved = [np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)]
-    assert min(moved[2:]) > 1e-4
