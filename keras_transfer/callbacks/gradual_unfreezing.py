@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -106,8 +107,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradualUnfreezing:
         # KerasTuner copies callbacks for each trial. A copy that held layers would unfreeze
-        # copies of the layers, so only what the user typed is copied.
-        return type(self)(self.plan, self.groups, self.head, self.batch_norm, self.verbose)
+        # copies of the layers, so what a run produced, and its model, stay behind.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        keras.callbacks.Callback.__init__(copied)
+        copied._reset()
+        for name, value in vars(self).items():
+            if name not in vars(copied):
+                setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     @property
     def stage(self) -> Stage | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -184,17 +185,32 @@ class GroupTable:
 
         A Sequential model that is loaded names its variables without its own name, which
         was in their paths when it was made. The order of the variables of all groups is
-        the same in both, and so are their last names.
+        the same in both, and so are their last names. Where no groups are known yet, as
+        when Keras loads a model, a name is known by its ending.
         """
-        if self._group_of_key is None or saved.groups is None:
+        if saved.groups is None:
             return saved
         there = [name for names in saved.groups.values() for name in names]
-        new_name = self._new_names(there)
+        if self._group_of_key is None:
+            new_name = self._names_by_ending(there)
+        else:
+            new_name = self._new_names(there)
         return dataclasses.replace(
             saved,
-            groups={g: [new_name[n] for n in names] for g, names in saved.groups.items()},
+            groups={g: [new_name.get(n, n) for n in ns] for g, ns in saved.groups.items()},
             states={new_name.get(name, name): state for name, state in saved.states.items()},
         )
+
+    def _names_by_ending(self, there: list[str]) -> dict[str, str]:
+        pairs = [
+            (old, new)
+            for new in self.unique_names()
+            if new not in there
+            for old in there
+            if old.endswith(f"/{new}") or new.endswith(f"/{old}")
+        ]
+        counts = collections.Counter(name for pair in pairs for name in set(pair))
+        return {old: new for old, new in pairs if counts[old] == counts[new] == 1}
 
     def _new_names(self, there: list[str]) -> dict[str, str]:
         here = unique_names(self._grouped)
