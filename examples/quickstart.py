@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras_transfer as ktf
 from examples.datasets import animal_silhouettes as silhouettes
 from examples.pretrained.efficientnet_lite0 import efficientnet_lite0, preprocessing
+from examples.pretrained.keras_applications import keras_application
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,31 +57,32 @@ def pretrained_backbone(name: str | None, size: int) -> ktf.layers.PretrainedBac
     if name is None:
         model = efficientnet_lite0(include_top=False, input_shape=(size, size, 3))
         return ktf.layers.PretrainedBackbone(model, preprocess=preprocessing())
-    build = getattr(keras.applications, name, None)
-    if build is None or not name[:1].isupper():
-        raise SystemExit(f"keras.applications has no model {name!r}. Try MobileNetV2.")
     try:
-        model = build(weights="imagenet", include_top=False, input_shape=(size, size, 3))
-    except Exception as error:
-        # Keras raises a bare `Exception` where a download fails.
+        model, scaling = keras_application(name, size)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    except OSError as error:
         raise SystemExit(
-            f"The weights of {name} could not be loaded: {error}\n"
-            "Without a network, run the quickstart without --backbone."
+            f"{error}\nWithout a network, run the quickstart without --backbone."
         ) from error
-    # Most models of keras.applications take [-1, 1] or scale by themselves; see their pages.
-    return ktf.layers.PretrainedBackbone(model, preprocess=keras.layers.Rescaling(1 / 127.5, -1))
+    return ktf.layers.PretrainedBackbone(model, preprocess=scaling)
 
 
-def untrained_backbone(size: int) -> ktf.layers.PretrainedBackbone:
+def untrained_backbone(name: str | None, size: int) -> ktf.layers.PretrainedBackbone:
     """Returns the same network with random weights, and BatchNorms that learn from few steps.
 
     With Keras's momentum of 0.99 their statistics would not have converged after so few
     steps, and the comparison would be unfair.
     """
-    model = efficientnet_lite0(
-        include_top=False, weights=None, input_shape=(size, size, 3), batch_norm_momentum=0.9
-    )
-    return ktf.layers.PretrainedBackbone(model, batch_norm="train", preprocess=preprocessing())
+    if name is None:
+        model = efficientnet_lite0(include_top=False, weights=None, input_shape=(size, size, 3))
+        scaling = preprocessing()
+    else:
+        model, scaling = keras_application(name, size, weights=None)
+    backbone = ktf.layers.PretrainedBackbone(model, batch_norm="train", preprocess=scaling)
+    for layer in backbone.batch_norms:
+        layer.momentum = 0.9
+    return backbone
 
 
 def train(
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     size = options.image_size
     results = [
         train("pretrained, LP-FT", pretrained_backbone(options.backbone, size), fine_tuning, sets),
-        train("from scratch", untrained_backbone(size), from_scratch, sets),
+        train("from scratch", untrained_backbone(options.backbone, size), from_scratch, sets),
     ]
     print(f"\n{table(results, options.test_size)}")
     draw(results, sets[2], options.output)

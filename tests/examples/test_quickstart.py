@@ -20,5 +20,7 @@ def test_the_shortened_quickstart_learns_prints_a_table_and_draws(tmp_path, caps
 
 
 def test_an_unknown_backbone_ends_with_what_to_try():
-    with pytest.raises(SystemExit, match=r"keras\.applications has no model 'mobilenet'"):
+    with pytest.raises(
+        SystemExit, match=r"keras\.applications has no model 'mobilenet'. Did you mean MobileNet"
+    ):
         quickstart.pretrained_backbone("mobilenet", 64)
