@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_transfer import _fit_checks, _keras_internals, _staged_fit, _trainability
+from keras_transfer._weights_file import load_wholly
 from keras_transfer.features import FeatureCache, _entry
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
 from keras_transfer.layers import PretrainedBackbone
@@ -337,6 +338,15 @@ class TransferModel(keras.Model):
             )
 
     # --- Saving -----------------------------------------------------------------------
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Loads weights as `keras.Model.load_weights` does; all of them, or none.
+
+        Raises:
+            ValueError: If the file was written by a model of another architecture.
+        """
+        load = super().load_weights
+        load_wholly(self, filepath, lambda: load(filepath, skip_mismatch, **kwargs))
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         # Only a model that is not functional is built here, its head with it.

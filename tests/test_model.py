@@ -70,6 +70,49 @@ def test_loading_weights_leaves_the_flags_alone(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def other_backbone():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(9, name="stem")])
+
+
+@pytest.mark.parametrize(
+    ("make_backbone", "units", "message"),
+    [
+        (
+            other_backbone,
+            3,
+            r"for 3 of its layers \('stem', 'top', 'new'\)\. The file holds 93 parameters",
+        ),
+        (
+            backbone,
+            4,
+            r"for 1 of its layers \('new'\)\. The file holds 164 parameters, the model 155",
+        ),
+    ],
+)
+def test_weights_of_another_architecture_are_an_error_and_none_is_loaded(
+    tmp_path, make_backbone, units, message
+):
+    file = tmp_path / "w.weights.h5"
+    saved = ktf.TransferModel(make_backbone(), keras.layers.Dense(units, name="new"), "blocks")
+    saved.save_weights(file)
+    model = transfer()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        model.load_weights(file)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_does_not_fit_may_be_skipped_as_in_keras(tmp_path):
+    file = tmp_path / "w.weights.h5"
+    saved = ktf.TransferModel(backbone(), keras.layers.Dense(4, name="new"), "blocks")
+    saved.save_weights(file)
+    model = transfer()
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(file, skip_mismatch=True)
+    np.testing.assert_array_equal(model.get_weights()[0], saved.get_weights()[0])
+
+
 def test_a_saved_model_keeps_a_flag_for_each_variable(tmp_path):
     model = transfer()
     biases = [v for v in model.layer_groups.variables if v.name == "bias"]
