@@ -77,9 +77,23 @@ def first_batch(data: Any) -> Any:
     return None
 
 
-def symbolic(batch: Any) -> Any:
-    """Returns the inputs of a batch as symbolic tensors without a batch size."""
-    inputs = batch[0] if isinstance(batch, tuple) else batch
+def symbolic_inputs(data: Any) -> Any:
+    """Returns the inputs that data holds as symbolic tensors without a batch size.
+
+    Args:
+        data: `fit`'s `x`. Arrays are inputs as they stand.
+
+    Returns:
+        The tensors, or `None` where looking would use data up.
+    """
+    if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
+        batch = first_batch(data)
+        inputs = batch[0] if isinstance(batch, tuple) else batch
+    else:
+        inputs = data
+    arrays = keras.tree.flatten(inputs)
+    if not arrays or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in arrays):
+        return None
     return keras.tree.map_structure(
         lambda t: keras.KerasTensor((None, *t.shape[1:]), keras.backend.standardize_dtype(t.dtype)),
         inputs,

@@ -319,11 +319,17 @@ class TransferModel(keras.Model):
         self._traced_variables = training
 
     def _build_on(self, x: Any) -> None:
-        if not self.built:
-            batch = _fit_checks.first_batch(x)
-            if batch is not None:
-                self(_fit_checks.symbolic(batch))
-                _trainability.adopt_optimizer(self, self.layer_groups)
+        if self.built:
+            return
+        inputs = _fit_checks.symbolic_inputs(x)
+        if inputs is None:
+            raise ValueError(
+                f"{self.name!r} is not built: its backbone is not a functional model, and this "
+                "data cannot be looked at without using it up. Call the model once on a batch "
+                f"before `fit`. Received: x={type(x).__name__}"
+            )
+        self(inputs)
+        _trainability.adopt_optimizer(self, self.layer_groups)
 
     def _warn_of_classifier(self) -> None:
         layers = getattr(self.backbone.model, "layers", None) or []

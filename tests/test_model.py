@@ -143,6 +143,34 @@ def test_a_saved_model_that_is_not_functional_keeps_its_flags_too(tmp_path):
     assert flags(keras.models.load_model(tmp_path / "m.keras")) == [False] * 4 + [True] * 2
 
 
+def batches(x, y):
+    while True:
+        yield x, y
+
+
+def unbuilt():
+    body = Body()
+    body(np.ones((1, 6), "float32"))
+    model = ktf.TransferModel(body, keras.layers.Dense(3, "softmax", name="new"), groups="blocks")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert not model.built
+    return model
+
+
+@pytest.mark.parametrize("with_plan", [True, False])
+def test_a_model_that_is_not_functional_is_built_on_arrays(with_plan):
+    model = unbuilt()
+    plan = ktf.recipes.lp_ft(1, 1)
+    callbacks = [ktf.callbacks.GradualUnfreezing(plan, verbose=0)] if with_plan else None
+    model.fit(*data(), verbose=0, callbacks=callbacks)
+    assert list(model.optimizer.group_steps.values()) == [1, 1, 2 if with_plan else 1]
+
+
+def test_a_model_that_is_not_built_cannot_be_built_on_a_generator():
+    with pytest.raises(ValueError, match=r"Call the model once on a batch before `fit`\."):
+        unbuilt().fit(batches(*data()), steps_per_epoch=1, verbose=0)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Scaled(ktf.TransferModel):
     def build(self, input_shape):
