@@ -20,50 +20,6 @@ def normalized(dropout=0.0):
     )
 
 
-def trained(batch_norm, depth):
-    keras.utils.set_random_seed(0)
-    backbone = PretrainedBackbone(normalized(), groups="blocks", batch_norm=batch_norm)
-    model = ktf.TransferModel(backbone, keras.layers.Dense(2, "softmax", name="new"))
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
-    before = [[v.numpy() for v in bn.weights] for bn in backbone.batch_norms]
-    plan = ktf.UnfreezingPlan([ktf.Stage("s", depth=depth, epochs=1)])
-    x = np.random.normal(3, 2, size=(16, 6)).astype("float32")
-    callback = ktf.callbacks.GradualUnfreezing(plan, verbose=0)
-    model.fit(x, np.arange(16) % 2, verbose=0, callbacks=[callback])
-    moved = [
-        {v.name: not np.array_equal(a, v.numpy()) for a, v in zip(old, bn.weights, strict=True)}
-        for old, bn in zip(before, backbone.batch_norms, strict=True)
-    ]
-    return [(m["gamma"] or m["beta"], m["moving_mean"] or m["moving_variance"]) for m in moved]
-
-
-@pytest.mark.parametrize(
-    ("batch_norm", "depth", "moved"),
-    [
-        # (scale and offset, statistics) of the stem's and the top's BatchNorm.
-        ("inference", 1, [(False, False), (False, False)]),
-        ("inference", 2, [(False, False), (True, False)]),
-        ("inference", "all", [(True, False), (True, False)]),
-        ("freeze", "all", [(False, False), (False, False)]),
-        ("train", 2, [(False, False), (True, True)]),
-        ("train", "all", [(True, True), (True, True)]),
-    ],
-)
-def test_the_batch_norm_policy_holds_inside_fit(batch_norm, depth, moved):
-    assert trained(batch_norm, depth) == moved
-
-
-def test_dropout_is_active_only_where_a_group_trains():
-    backbone = PretrainedBackbone(normalized(dropout=0.5), groups="blocks")
-    x = np.ones((4, 6), "float32")
-    still = backbone(x, training=False).numpy()
-    assert not np.array_equal(backbone(x, training=True).numpy(), still)
-    for group in backbone.layer_groups:
-        for variable in group.variables:
-            variable.trainable = False
-    np.testing.assert_array_equal(backbone(x, training=True).numpy(), still)
-
-
 def inputs_of(model):
     generator = np.random.default_rng(0)
     ids = generator.integers(1, 20, size=(3, 5)).astype("int32")

@@ -123,19 +123,14 @@ def test_the_policy_holds_in_every_stage_of_one_fit(make, batch_norm):
     assert fit(model, callback, batch_norms(backbone.model)) == WANTED[batch_norm]
 
 
-def test_one_group_that_trains_moves_all_statistics_of_a_subclassed_model_under_train():
-    # Its layers cannot be told apart while it runs, but a frozen BatchNorm is still by itself.
-    backbone = PretrainedBackbone(Subclassed(), groups="blocks", batch_norm="train")
+@pytest.mark.parametrize("batch_norm", ["freeze", "train"])
+def test_the_policy_holds_for_a_subclassed_model(batch_norm):
+    # It runs as a whole, in training while any group trains; a frozen BatchNorm is still by
+    # itself.
+    backbone = PretrainedBackbone(Subclassed(), groups="blocks", batch_norm=batch_norm)
     model = ktf.TransferModel(backbone, head())
     callback = ktf.callbacks.GradualUnfreezing(PLAN, verbose=0)
-    assert fit(model, callback, batch_norms(backbone.model)) == WANTED["train"]
-
-
-def test_statistics_of_a_subclassed_model_stay_under_freeze():
-    backbone = PretrainedBackbone(Subclassed(), groups="blocks", batch_norm="freeze")
-    model = ktf.TransferModel(backbone, head())
-    callback = ktf.callbacks.GradualUnfreezing(PLAN, verbose=0)
-    assert fit(model, callback, batch_norms(backbone.model)) == WANTED["freeze"]
+    assert fit(model, callback, batch_norms(backbone.model)) == WANTED[batch_norm]
 
 
 def holding_a_subclassed_model():
@@ -204,11 +199,8 @@ def test_dropout_is_active_only_in_groups_that_train(frozen, still):
     x = np.ones((64, 6), "float32")
     outputs = [backbone(x, training=True).numpy() for _ in range(2)]
     assert np.array_equal(*outputs) == still
-    # Equal rows go through the low group: without its dropout they stay equal, so that at
-    # most 2 ** 6 different rows come out of the high group's.
     kept = (outputs[0] != 0).mean()
     assert kept == 1.0 if still else 0.3 < kept < 0.7
-    rows = {row.tobytes() for row in np.where(outputs[0] != 0, outputs[0], 0.0)}
+    # All rows are equal: without the low group's dropout, the high one's leaves 6 values.
     values = {round(float(v), 4) for v in outputs[0].ravel() if v != 0}
-    assert len(rows) == 1 if still else len(rows) > 1
     assert (len(values) <= 6) == (frozen >= 1)
