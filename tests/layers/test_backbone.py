@@ -2,7 +2,6 @@ import keras
 import numpy as np
 import pytest
 
-import keras_transfer as ktf
 from keras_transfer.layers import PretrainedBackbone
 from tests.test_layer_groups import masked_lstm, transformer
 
