@@ -195,11 +195,25 @@ def plot_plan(
     keys = {"frozen": _FROZEN} if rates else {"trains": _TRAIN, "frozen": _FROZEN}
     for label, color in keys.items():
         ax.plot([], [], "s", color=color, markersize=9, label=label)
-    ax.legend(
-        frameon=False, loc="upper right", bbox_to_anchor=(1, -0.12), ncols=2, handletextpad=0.2
-    )
+    _legend_below(ax)
     _tidy(ax)
     return ax
+
+
+def _legend_below(ax: Any) -> None:
+    """Puts the legend under the axis label: half an inch down, however tall the axes are."""
+    from matplotlib.transforms import ScaledTranslation
+
+    down = ax.transAxes + ScaledTranslation(0, -0.42, ax.figure.dpi_scale_trans)
+    ax.legend(
+        frameon=False,
+        loc="upper right",
+        bbox_to_anchor=(1, 0),
+        bbox_transform=down,
+        ncols=2,
+        handletextpad=0.2,
+        borderaxespad=0,
+    )
 
 
 def _group_names(
@@ -288,6 +302,8 @@ def plot_history(
         _draw_stages(ax, columns.get("stage"), list(epochs), plan)
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
+        if epochs:
+            ax.set_xlim(epochs[0] + 0.5, epochs[-1] + 1.5)
         _whole_numbers(ax)
         ax.legend(frameon=False)
         _tidy(ax)
@@ -385,7 +401,7 @@ def _color_map() -> Any:
 def _whole_numbers(ax: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _tidy(ax: Any) -> None:

@@ -157,6 +157,15 @@ def test_each_metric_has_its_axes_with_stage_boundaries_between_epochs():
     np.testing.assert_array_equal(validation.get_ydata(), HISTORY["val_loss"])
 
 
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_epochs_are_whole_numbers_however_few(length):
+    (ax,) = plotting.plot_history({"loss": list(range(length))})
+    left, right = ax.get_xlim()
+    ticks = [tick for tick in ax.get_xticks() if left <= tick <= right]
+    assert ticks
+    assert all(tick == round(tick) and 1 <= tick <= length for tick in ticks)
+
+
 def test_without_a_plan_stages_are_numbered_and_a_plan_can_stand_in_for_the_column():
     assert texts(plotting.plot_history(HISTORY, metrics=["loss"])[0]) == ["stage 0", "stage 1"]
     columns = {"loss": HISTORY["loss"]}
