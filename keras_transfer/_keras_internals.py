@@ -490,6 +490,13 @@ def get_mask(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
+def take_losses_of_call(layer: keras.layers.Layer) -> bool:
+    """Whether the last call of a layer added losses, in it or inside it; they are cleared."""
+    found = any(inner._losses for inner in flatten_layers(layer))
+    layer._clear_losses()
+    return found
+
+
 def take_initial_epoch(model: keras.Model) -> int | None:
     """Returns the epoch at which a callback (`BackupAndRestore`) says to start, and forgets it.
 

@@ -308,6 +308,10 @@ class TransferModel(keras.Model):
         )
         return _staged_fit.StagedFit(self, super().fit, arguments, carrier, cache_features).run()
 
+    def overridden(self, *names: str) -> list[str]:
+        """Returns those of the named methods that the user's subclass replaces."""
+        return [n for n in names if getattr(type(self), n) is not getattr(TransferModel, n)]
+
     def _prepare_without_plan(self) -> None:
         """Lets flags that changed since the last `fit` take effect in the next step."""
         optimizer = _trainability.adopt_optimizer(self, self.layer_groups)

@@ -831,3 +831,12 @@ def test_fold_variables_keeps_values_and_structure_and_no_variable():
     model.layers[0].kernel.assign(np.zeros((4, 3)))
     np.testing.assert_array_equal(folded({"in": x})["out"].numpy(), found["out"].numpy())
     assert not np.allclose(model(x).numpy(), before), "control: the variable does matter"
+
+
+def test_take_losses_of_call_finds_an_activity_regularizer_and_clears_what_it_added():
+    layer = keras.layers.Dense(2, activity_regularizer="l2")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    assert not _keras_internals.take_losses_of_call(keras.layers.Dense(1))
+    layer(np.ones((2, 3)))
+    assert _keras_internals.take_losses_of_call(model)
+    assert not _keras_internals.take_losses_of_call(model)

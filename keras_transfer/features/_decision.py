@@ -12,6 +12,9 @@ from keras_transfer.features._prefix import NotDeterministicError, Prefix, deepe
 from keras_transfer.features._sources import Source
 from keras_transfer.features.cache import FeatureCache, predicted_bytes
 
+# Methods that see a batch's inputs; of the user's own it is not known what they do with them.
+READ_INPUTS = ("train_step", "test_step", "compute_loss", "compute_metrics")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageToRun:
@@ -110,6 +113,10 @@ def _problem_of_model(
     frozen_to: Sequence[EntryPoint | None],
     insist: bool,
 ) -> str | None:
+    own = model.overridden("call")
+    if own or (not insist and model.overridden(*READ_INPUTS)):
+        name = (own or model.overridden(*READ_INPUTS))[0]
+        return f"{type(model).__name__} has a `{name}` of its own, which may read raw inputs"
     if not model.backbone.is_functional:
         ids = {id(v) for v in model.backbone.layer_groups.variables}
         is_frozen = any(

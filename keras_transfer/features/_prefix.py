@@ -41,7 +41,7 @@ SAFE_STATEFUL_OPERATIONS = frozenset(
 
 
 class NotDeterministicError(ValueError):
-    """The prefix of a model gives another result each time it runs."""
+    """Running the prefix of a model once is not the same as running it each time."""
 
 
 class Prefix:
@@ -63,6 +63,7 @@ class Prefix:
         self.model = model
         self.points = sorted(points)
         self.fold_constants = fold_constants
+        self._adds_losses = False
         self._folded: dict[int, Callable[[Any], dict[str, Any]]] = {}
         # AutoGraph, which Keras does without as well, would take several seconds.
         self._function = tf.function(self._run, autograph=False)
@@ -92,11 +93,17 @@ class Prefix:
             raise NotDeterministicError(
                 f"the frozen part of the model is not deterministic (it runs {unsafe[0]})"
             )
+        if self._adds_losses:
+            raise NotDeterministicError(
+                "a frozen layer adds to the loss when it runs (activity_regularizer or add_loss)"
+            )
         return concrete
 
     def _run(self, inputs: Any) -> dict[str, Any]:
         starts = {point.start for point in self.points}
+        _keras_internals.take_losses_of_call(self.model.backbone)  # what earlier calls left
         alive = self.model.backbone.features_at(inputs, starts)
+        self._adds_losses = _keras_internals.take_losses_of_call(self.model.backbone)
         fields: dict[str, Any] = {}
         for point in self.points:
             tensors = alive[point.start]

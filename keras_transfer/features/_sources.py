@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_transfer.features._pipeline import batch_size_of, examine
 from keras_transfer.features._prefix import input_signature
+from keras_transfer.features._table import fit_dtype
 
 Batch = tuple[Any, ...]  # (inputs,), (inputs, targets) or (inputs, targets, sample weights)
 
@@ -63,10 +64,7 @@ def is_numeric_array(value: Any) -> bool:
 
 
 def as_arrays(x: Any, y: Any, sample_weight: Any) -> Batch | None:
-    """Returns `fit`'s arguments as NumPy arrays, or `None` if they are not plain arrays.
-
-    Floats get Keras's precision (`keras.config.floatx()`), as `keras.Model.fit` does.
-    """
+    """Returns `fit`'s arguments as NumPy arrays, or `None` if they are not plain arrays."""
     given = [part for part in (x, y, sample_weight) if part is not None]
     leaves = [leaf for part in given for leaf in keras.tree.flatten(part)]
     if x is None or not leaves or not all(is_numeric_array(leaf) for leaf in leaves):
@@ -75,15 +73,7 @@ def as_arrays(x: Any, y: Any, sample_weight: Any) -> Batch | None:
         return None
     if len({int(leaf.shape[0]) for leaf in leaves}) != 1:
         return None  # Keras has the error for this.
-    return tuple(keras.tree.map_structure(_as_array, part) for part in given)
-
-
-def _as_array(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(array.dtype))
-    if is_float and keras.backend.standardize_dtype(array.dtype) != keras.config.floatx():
-        return array.astype(keras.config.floatx())
-    return array
+    return tuple(keras.tree.map_structure(np.asarray, part) for part in given)
 
 
 def split_arrays(arrays: Batch, fraction: float) -> tuple[Batch, Batch]:
@@ -107,13 +97,18 @@ def array_source(arrays: Batch, batch_size: int, *, shuffle: bool) -> Source:
     def read() -> Iterator[Batch]:
         for start in range(0, count, batch_size):
             stop = start + batch_size
-            yield keras.tree.map_structure(lambda a: a[start:stop], arrays)  # noqa: B023
+            yield keras.tree.map_structure(
+                lambda a: a[start:stop].astype(fit_dtype(a), copy=False),  # noqa: B023
+                arrays,
+            )
 
     return Source(
         kind="arrays",
         n_batches=-(-count // batch_size),
         read=read,
-        signature=input_signature(arrays[0]),
+        signature=keras.tree.map_structure(
+            lambda a: tf.TensorSpec((None, *a.shape[1:]), fit_dtype(a)), arrays[0]
+        ),
         is_shuffled=shuffle,
         arrays=arrays,
         batch_size=batch_size,
@@ -131,7 +126,7 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
     return Source(
         kind="a tf.data.Dataset",
         n_batches=cardinality if cardinality >= 0 else None,
-        read=lambda: (_as_tuple(batch) for batch in dataset),
+        read=lambda: (_as_tuple(batch) for batch in dataset.prefetch(tf.data.AUTOTUNE)),
         signature=_without_batch_size(inputs),
         is_shuffled=verdict.is_shuffled,
         keeps_batches=verdict.shuffles_batches,

@@ -89,6 +89,12 @@ def as_numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def fit_dtype(array: np.ndarray) -> str:
+    """Returns the type in which `keras.Model.fit` hands on an array: floats in `floatx()`."""
+    dtype = str(keras.backend.standardize_dtype(array.dtype))
+    return str(keras.config.floatx()) if keras.backend.is_float_dtype(dtype) else dtype
+
+
 def as_tf_dtype(table: Table, name: str) -> tf.DType:
     """Returns the TensorFlow type of a column."""
     return tf.as_dtype(table.columns[name].dtype)
@@ -104,7 +110,7 @@ def table_of_arrays(parts: Sequence[Any], batch_size: int, prefix: str) -> Table
     """
     arrays = keras.tree.flatten(list(parts))
     columns = {
-        f"{prefix}{number}": Column(str(array.dtype), array) for number, array in enumerate(arrays)
+        f"{prefix}{number}": Column(fit_dtype(array), array) for number, array in enumerate(arrays)
     }
     structure = keras.tree.pack_sequence_as(list(parts), list(columns))
     return Table(columns, len(arrays[0]) if arrays else 0, batch_size, tuple(structure))
