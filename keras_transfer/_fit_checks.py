@@ -6,13 +6,9 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_transfer.plan import CarriesPlan
-
-SPARSE = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
-ONE_HOT = ("categorical_crossentropy", "CategoricalCrossentropy")
 
 
 def require_compiled(model: keras.Model) -> None:
@@ -98,50 +94,3 @@ def symbolic_inputs(data: Any) -> Any:
         lambda t: keras.KerasTensor((None, *t.shape[1:]), keras.backend.standardize_dtype(t.dtype)),
         inputs,
     )
-
-
-def check_labels(model: Any, x: Any, y: Any) -> None:
-    """Checks that labels fit a classification head: arrays wholly, data sets by their first batch.
-
-    Args:
-        model: A compiled `TransferModel`.
-        x: `fit`'s `x`.
-        y: `fit`'s `y`.
-
-    Raises:
-        ValueError: If class ids are out of range or one-hot labels have another width.
-    """
-    classes = getattr(model.head, "num_classes", None)
-    if classes is None or classes < 2:
-        return
-    loss = model.loss if isinstance(model.loss, str) else type(model.loss).__name__
-    if loss not in (*SPARSE, *ONE_HOT):
-        return
-    where = "in `y`"
-    if y is None:
-        batch = first_batch(x)
-        if not isinstance(batch, tuple) or len(batch) < 2:
-            return
-        y, where = batch[1], "in the first batch (later batches are not looked at)"
-    if isinstance(y, dict | list | tuple):
-        return
-    labels = np.asarray(y)
-    if loss in ONE_HOT:
-        if labels.ndim < 2 or labels.shape[-1] != classes:
-            raise ValueError(
-                f"The head has num_classes={classes}, but the labels {where} have shape "
-                f"{labels.shape}; {loss} takes one-hot labels of shape (batch, {classes}). For "
-                "class ids use loss='sparse_categorical_crossentropy'."
-            )
-        return
-    if labels.ndim == 2 and labels.shape[-1] == classes and classes > 1:
-        raise ValueError(
-            f"The labels {where} have shape {labels.shape}, as one-hot labels do; {loss} takes "
-            "class ids of shape (batch,). Use loss='categorical_crossentropy'."
-        )
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(
-            f"The head has num_classes={classes}, so class ids run from 0 to {classes - 1}, but "
-            f"the labels {where} run from {labels.min()} to {labels.max()}. Raise `num_classes`, "
-            "or renumber the labels."
-        )

@@ -60,24 +60,37 @@ def variables_of_stage(
         ValueError: If the stage names what the model does not have, or nothing would train.
     """
     kept = {id(v) for v in always_frozen}
-    head = {id(v) for v in groups[-1].variables} if groups.has_head else set()
-    chosen: dict[int, keras.Variable] = {}
-    for group in groups_of_stage(stage, groups):
-        if stage.train == "norm":
-            variables = _normalization_variables(group)
-        elif stage.train == "bias":
-            variables = [v for v in group.variables if _is_bias(v)]
-        else:
-            variables = group.variables
-        if stage.train in ("bias", "norm"):
-            variables = [*variables, *(v for v in group.variables if id(v) in head)]
-        chosen.update((id(v), v) for v in variables if id(v) not in kept)
+    if stage.train in ("bias", "norm"):
+        found = _variables_of_kind(stage, groups, kept)
+    else:
+        found = [v for group in groups_of_stage(stage, groups) for v in group.variables]
+    chosen = {id(v) for v in found if id(v) not in kept}
     if not chosen:
         raise ValueError(
             f"Stage {stage.name!r} trains no variable of the model. Received: "
             f"depth={stage.depth!r}, train={stage.train!r}"
         )
     return [v for v in groups.variables if id(v) in chosen]
+
+
+def _variables_of_kind(stage: Stage, groups: LayerGroups, kept: set[int]) -> list[keras.Variable]:
+    """Returns the biases, or scales and offsets, of all groups, and all of the head."""
+    head = groups[-1].variables if groups.has_head else []
+    backbone = groups[:-1] if groups.has_head else groups
+    if stage.train == "norm":
+        found = [v for group in backbone for v in _normalization_variables(group)]
+        kind = "scales and offsets of normalization layers"
+    else:
+        found = [v for group in backbone for v in group.variables if _is_bias(v)]
+        kind = "biases"
+    if all(id(v) in kept for v in found):
+        why = "it has none" if not found else "batch_norm='freeze' keeps all that it has"
+        remedy = "Choose another `train`" if not found else "Choose another `batch_norm`"
+        raise ValueError(
+            f"Stage {stage.name!r} trains the {kind} of the backbone (train={stage.train!r}), but "
+            f"{why}, so the head alone would train. {remedy}, or write depth=1."
+        )
+    return [*found, *head]
 
 
 def _is_bias(variable: keras.Variable) -> bool:

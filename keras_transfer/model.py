@@ -9,6 +9,8 @@ from typing import Any
 import keras
 
 from keras_transfer import _fit_checks, _keras_internals, _staged_fit, _trainability
+from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
+from keras_transfer._label_checks import check_labels
 from keras_transfer._weights_file import load_wholly
 from keras_transfer.features import FeatureCache, _entry
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
@@ -280,7 +282,7 @@ class TransferModel(keras.Model):
         _staged_fit.check_cache_features(cache_features)
         carrier = _fit_checks.plan_carrier(callbacks)
         _fit_checks.check_callbacks(callbacks, carrier)
-        _fit_checks.check_labels(self, x, y)
+        check_labels(self, x, y, validation_data)
         self._build_on(x)
         if epochs is None:
             epochs = carrier.plan.total_epochs if carrier is not None else 1
@@ -336,14 +338,13 @@ class TransferModel(keras.Model):
         _trainability.adopt_optimizer(self, self.layer_groups)
 
     def _warn_of_classifier(self) -> None:
-        layers = getattr(self.backbone.model, "layers", None) or []
-        activation = getattr(layers[-1], "activation", None) if layers else None
-        name = getattr(activation, "__name__", "")
-        if name in ("softmax", "sigmoid"):
+        layer = last_layer(self.backbone.model)
+        looks_like = looks_like_classifier(layer)
+        if looks_like:
             warnings.warn(
-                f"The backbone {self.backbone.model.name!r} ends in a {name} layer "
-                f"({layers[-1].name!r}): it looks as if its classifier were still on, and the head "
-                "would be trained on class probabilities. Load it with include_top=False.",
+                f"The backbone {self.backbone.model.name!r} ends in {looks_like} ({layer.name!r}): "
+                "it looks as if its classifier were still on, and the head would be trained on "
+                "class scores. Load it with include_top=False.",
                 stacklevel=3,
             )
 
