@@ -10,6 +10,7 @@ sides of a case take turns, and the table holds the median of each.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 CASES = {
     "frozen_4096": (4096, {"keras": None, "cached": 7.0, "cached_folded": 8.0}),
     "frozen_1024": (1024, {"keras": None, "cached": 5.0, "cached_folded": 6.0}),
-    "staged": (1024, {"uncached": None, "cached": 2.5}),
+    "staged": (2048, {"uncached": None, "cached": 2.5}),
     "one_epoch": (512, {"uncached": None, "cached": 0.95}),
 }
 EPOCHS = 10
@@ -62,10 +63,11 @@ def plain_model():
 
 
 def transfer_model():
-    """Returns the same as a `TransferModel`."""
+    """Returns the same as a `TransferModel`, whose groups begin where features are narrow."""
     import keras_transfer as ktf
 
-    return ktf.TransferModel(backbone(), head=ktf.layers.ClassificationHead(10))
+    groups = ["block_13_expand", "block_16_expand"]
+    return ktf.TransferModel(backbone(), ktf.layers.ClassificationHead(10), groups=groups)
 
 
 def plan_of(case):
@@ -122,20 +124,25 @@ def work(case, side, count):
     }
 
 
-def measure(case, side, count):
+def measure(case, side, count, torch_python):
     """Runs one side of a case in a process of its own."""
     command = [sys.executable, __file__, "--worker", case, side, str(count)]
+    if side in ("torch", "lightning"):
+        script = str(pathlib.Path(__file__).with_name("feature_cache_torch.py"))
+        command = [torch_python, script, side, str(count)]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def rows_of(case, repeats):
+def rows_of(case, repeats, torch_python):
     """Measures a case and returns its rows of the table."""
     count, sides = CASES[case]
+    if torch_python is not None and "keras" in sides:
+        sides = {**sides, "torch": None, "lightning": None}
     found = {side: [] for side in sides}
     for repeat in range(repeats):
         for side in sides:
-            found[side].append(measure(case, side, count))
+            found[side].append(measure(case, side, count, torch_python))
             print(f"{case} {side} {repeat + 1}/{repeats}: {found[side][-1]}", file=sys.stderr)
     base = next(iter(sides))
     rows = []
@@ -207,13 +214,22 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=pathlib.Path, default=ROOT / "outputs/feature_cache.png")
+    parser.add_argument(
+        "--torch-python",
+        default=sys.executable if importlib.util.find_spec("lightning") else None,
+        help="a Python that has PyTorch and Lightning, to compare with them",
+    )
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         case, side, count = arguments.worker
         print(json.dumps(work(case, side, int(count))))
         return
-    rows = [row for case in arguments.cases for row in rows_of(case, arguments.repeats)]
+    rows = [
+        row
+        for case in arguments.cases
+        for row in rows_of(case, arguments.repeats, arguments.torch_python)
+    ]
     print(f"{platform.machine()}, {os.cpu_count()} cores, median of {arguments.repeats}\n")
     print(table(rows))
     draw(rows, arguments.plot)
