@@ -121,16 +121,12 @@ class Watched(keras.utils.PyDataset):
 MODELS = {
     "stock": make_stock,
     "transfer": make_transfer,
-    "momentum": lambda: make_stock(keras.optimizers.SGD(0.1, momentum=0.9)),
     "schedule": lambda: make_transfer(
         keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(1e-2, 5, 0.5))
     ),
     "averages": lambda: make_transfer(keras.optimizers.AdamW(use_ema=True)),
     "accumulation": lambda: make_stock(keras.optimizers.Adam(gradient_accumulation_steps=2)),
-    "loss scaling": lambda: make_stock(
-        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
-    ),
-    "loss scaling, discriminative": lambda: make_transfer(
+    "loss scaling": lambda: make_transfer(
         keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam())
     ),
     "several steps at once": lambda: make_transfer(steps_per_execution=4),
@@ -143,16 +139,12 @@ MODELS = {
     ("name", "stage", "trained"),
     [
         ("stock", None, True),
-        ("stock", "probe", True),
         ("stock", "all", False),
         ("transfer", None, True),
-        ("transfer", "all", False),
-        ("momentum", "all", True),
         ("schedule", "top", True),
         ("averages", "all", True),
         ("accumulation", None, True),
         ("loss scaling", "all", True),
-        ("loss scaling, discriminative", None, True),
         ("several steps at once", "probe", True),
         ("eager", None, True),
         ("by hand", None, False),
@@ -176,10 +168,8 @@ def test_afterwards_every_byte_is_as_before(name, stage, trained):
 @pytest.mark.parametrize(
     ("make", "kind", "stage"),
     [
-        (make_stock, "arrays", "all"),
-        (make_stock, "shuffled data set", None),
+        (make_stock, "shuffled data set", "all"),
         (make_transfer, "arrays", None),
-        (make_transfer, "shuffled data set", "all"),
     ],
 )
 def test_the_next_fit_is_one_without_the_finder(make, kind, stage):
@@ -271,8 +261,7 @@ def test_a_data_set_without_a_shuffle_or_with_much_in_it_is_read_as_it_is():
 # --- What it measures -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 5])
-@pytest.mark.parametrize("metrics", [[], ["accuracy"]])
+@pytest.mark.parametrize(("steps_per_execution", "metrics"), [(1, []), (5, ["accuracy"])])
 def test_losses_are_those_of_each_batch_before_its_step(steps_per_execution, metrics):
     weights = np.array([[0.3], [-0.2], [0.1], [0.5], [0.0], [-0.4]])
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, use_bias=False)])
@@ -291,14 +280,17 @@ def test_losses_are_those_of_each_batch_before_its_step(steps_per_execution, met
     np.testing.assert_allclose(curve.losses, by_hand, rtol=1e-4)
 
 
-def test_rates_grow_by_equal_ratios_from_the_least_to_the_largest():
+def test_rates_grow_by_equal_ratios_from_the_least_to_the_largest(capsys):
     curve = find_lr(make_stock(), (X, Y), min_lr=1e-6, max_lr=1e-4, **SHORT)
     np.testing.assert_allclose(curve.learning_rates, np.geomspace(1e-6, 1e-4, 20))
     assert not curve.diverged
+    assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("make", [make_stock, make_transfer], ids=["stock", "transfer"])
-@pytest.mark.parametrize("stage", ["probe", "top", "all"])
+@pytest.mark.parametrize(
+    ("make", "stage"),
+    [(make_stock, "probe"), (make_transfer, "top"), (make_stock, "all"), (make_transfer, "all")],
+)
 def test_the_groups_of_the_stage_move_at_their_ratios_and_no_others(make, stage):
     # Lion moves every weight by just its rate, whatever the gradient.
     model = make(keras.optimizers.Lion(1e-3))
@@ -356,8 +348,8 @@ def test_the_optimizer_goes_on_from_its_own_state():
     assert np.abs(first_step(trained=True)).max() > 2 * np.abs(first_step(trained=False)).max()
 
 
-@pytest.mark.parametrize("curvature", [1.0, 30.0])
-def test_gradient_descent_diverges_beyond_two_over_the_curvature(curvature):
+def test_gradient_descent_diverges_beyond_two_over_the_curvature():
+    curvature = 30.0
     random = np.random.default_rng(1)
     features = random.normal(size=(2048, 8)) * np.sqrt(np.geomspace(0.1, 1, 8) * curvature / 2)
     targets = features @ random.normal(size=8) + 0.3 * random.normal(size=2048)
@@ -428,13 +420,12 @@ def test_a_train_step_of_the_users_own_is_used():
     )
 
 
-@pytest.mark.parametrize("kind", ["weighted", "py data set", "endless"])
+@pytest.mark.parametrize("kind", ["weighted", "endless"])
 def test_every_kind_of_data_that_can_be_read_again_is_taken(kind):
     model = make_stock()
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)
     data = {
         "weighted": (X, Y, np.ones(96)),
-        "py data set": Watched(model),
         "endless": dataset.repeat(),
     }[kind]
     assert len(find_lr(model, data, max_lr=1e-3, **SHORT).losses) == 20
@@ -453,8 +444,6 @@ def test_a_progress_bar_shows_rate_and_loss(capsys):
     shown = capsys.readouterr().out
     assert "learning_rate: " in shown
     assert "loss: " in shown
-    find_lr(make_stock(), (X, Y), **SHORT)
-    assert capsys.readouterr().out == ""
 
 
 # --- Replicas ---------------------------------------------------------------------------------

