@@ -31,7 +31,12 @@ CASES = {
     "frozen_1024": (1024, {"keras": None, "cached": 5.0, "cached_folded": 6.0}),
     "staged": (2048, {"uncached": None, "cached": 2.5}),
     "one_epoch": (512, {"uncached": None, "cached": 0.95}),
+    # Steady state: no tracing, no folding.
+    "pass": (1024, {"predict": None, "pass": None, "pass_folded": 1.2}),
+    # Epochs after the pass, by `compile(steps_per_execution=...)`.
+    "steps_per_execution": (4096, {"1": None, "4": None, "16": None, "64": None}),
 }
+STEADY = ("pass", "steps_per_execution")
 EPOCHS = 10
 
 
@@ -86,8 +91,37 @@ def plan_of(case):
     )
 
 
+def work_pass(side, count):
+    """Times the frozen backbone alone over `count` images, once it is traced."""
+    import keras
+    import tensorflow as tf
+
+    from keras_transfer.features._prefix import Prefix, deepest_point
+
+    x, _ = images(count)
+    model = transfer_model()
+    if side == "predict":
+        plain = keras.Model(model.backbone.model.inputs, model.backbone.model.outputs)
+        plain.predict(x[:64], verbose=0)
+        began = time.perf_counter()
+        plain.predict(x, verbose=0)
+    else:
+        point = deepest_point(model, model.head.trainable_variables)
+        prefix = Prefix(model, [point], fold_constants=side == "pass_folded")
+        run = prefix.function(tf.TensorSpec((None, 96, 96, 3)))
+        run(tf.convert_to_tensor(x[:32]))
+        began = time.perf_counter()
+        for start in range(0, count, 32):
+            run(tf.convert_to_tensor(x[start : start + 32]))[point.key].numpy()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "later_epoch": seconds, "peak_mb": peak, "stored": None}
+
+
 def work(case, side, count):
     """Runs one side of a case and returns what was measured."""
+    if case == "pass":
+        return work_pass(side, count)
     import keras
 
     import keras_transfer as ktf
@@ -100,9 +134,15 @@ def work(case, side, count):
         on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter())
     )
     model = plain_model() if side == "keras" else transfer_model()
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    steps = int(side) if case == "steps_per_execution" else 1
+    model.compile(
+        "adam",
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=steps,
+    )
     arguments = {"epochs": EPOCHS, "callbacks": [timer], "verbose": 0}
-    cache = None
+    cache = predicted = None
     if plan is not None:
         arguments["epochs"] = plan.total_epochs
         arguments["callbacks"].append(ktf.callbacks.GradualUnfreezing(plan, verbose=0))
@@ -111,6 +151,8 @@ def work(case, side, count):
         model.freeze()
         cache = ktf.features.FeatureCache(fold_constants=side == "cached_folded")
         arguments["cache_features"] = cache
+        forecast = ktf.describe(model, ktf.recipes.linear_probe(EPOCHS), examples=count).cache
+        predicted = sum(b.bytes_per_example * count for b in forecast.boundaries if b.stages)
     began = time.perf_counter()
     history = model.fit(x, y, **arguments)
     seconds = time.perf_counter() - began
@@ -120,6 +162,7 @@ def work(case, side, count):
         "later_epoch": statistics.median(epochs),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "stored": None if cache is None else cache.nbytes,
+        "predicted": predicted,
         "loss": history.history["loss"][-1],
     }
 
@@ -152,8 +195,9 @@ def rows_of(case, repeats, torch_python):
             for name in ("seconds", "later_epoch", "peak_mb")
         }
         # Sides that took turns had the same load: the median of ratios is steadier.
+        timed = "later_epoch" if case in STEADY else "seconds"
         ratio = statistics.median(
-            a["seconds"] / b["seconds"] for a, b in zip(found[base], found[side], strict=True)
+            a[timed] / b[timed] for a, b in zip(found[base], found[side], strict=True)
         )
         epoch_ratio = statistics.median(
             a["later_epoch"] / b["later_epoch"]
@@ -168,6 +212,7 @@ def rows_of(case, repeats, torch_python):
                 "epoch_ratio": epoch_ratio,
                 "wanted": wanted,
                 "stored": found[side][0]["stored"],
+                "predicted": found[side][0].get("predicted"),
             }
         )
     return rows
@@ -175,13 +220,13 @@ def rows_of(case, repeats, torch_python):
 
 def table(rows):
     """Returns the rows as a Markdown table."""
-    lines = [
-        "| case | side | seconds | times as fast | wanted | later epochs | peak memory | stored |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = "case,side,seconds,times as fast,wanted,later epochs,peak memory,stored (predicted)"
+    lines = [f"| {columns.replace(',', ' | ')} |", "|---|---" + "|---:" * 6 + "|"]
     for row in rows:
         wanted = "" if row["wanted"] is None else f"{row['wanted']:g}"
-        stored = "" if row["stored"] is None else f"{row['stored'] / 1e6:.1f} MB"
+        stored = ""
+        if row["stored"] is not None:
+            stored = f"{row['stored'] / 1e6:.1f} MB ({row['predicted'] / 1e6:.1f} MB)"
         lines.append(
             f"| {row['case']} | {row['side']} | {row['seconds']:.1f} | {row['ratio']:.2f} | "
             f"{wanted} | {row['epoch_ratio']:.1f} times | {row['peak_mb']:.0f} MB | {stored} |"
