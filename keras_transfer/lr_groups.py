@@ -88,7 +88,7 @@ def spread_to_decay(spread: float, n_groups: int) -> float:
 
     Example:
 
-    >>> from keras_transfer.lr_groups import spread_to_decay
+    >>> from keras_transfer.optimizers import spread_to_decay
     >>> round(spread_to_decay(100, n_groups=5), 3)
     0.316
 
