@@ -311,7 +311,7 @@ class StagedFit:
             return self.arguments.steps_per_epoch
         if isinstance(self.train.source, Source):
             return self.train.source.n_batches
-        return _length(self.train.x)
+        return _length(self.train.x, self.arguments.batch_size)
 
 
 def _with_targets(table: Table, data: FitData) -> Table:
@@ -332,11 +332,13 @@ def _dataset(table: Table, order: EpochOrder) -> tf.data.Dataset:
     )
 
 
-def _length(data: Any) -> int | None:
+def _length(data: Any, batch_size: int | None) -> int | None:
     """Returns how many batches Keras will count, where the data says so itself."""
     if isinstance(data, keras.utils.PyDataset):
         return None if data.num_batches is None else int(data.num_batches)
     if isinstance(data, tf.data.Dataset):
         cardinality = int(data.cardinality())
         return cardinality if cardinality >= 0 else None
-    return None
+    first = next(iter(keras.tree.flatten(data)), None)
+    shape = getattr(first, "shape", None)  # arrays of any kind, sparse ones and tables too
+    return -(-int(shape[0]) // (batch_size or 32)) if shape else None

@@ -93,7 +93,7 @@ class MemoryWriter(Writer):
     """Keeps a table in memory.
 
     Args:
-        most_rows: The most examples that may come; memory is taken only as it fills.
+        most_rows: How many examples are expected; memory is taken only as it fills.
         **kwargs: See `Writer`.
     """
 
@@ -108,9 +108,15 @@ class MemoryWriter(Writer):
             if self.whole_batches:
                 self._batches[name].append(array)
                 continue
+            end = self.n_rows + len(array)
             if name not in self._whole:
                 self._whole[name] = np.empty((self.most_rows, *array.shape[1:]), array.dtype)
-            self._whole[name][self.n_rows : self.n_rows + len(array)] = array
+            if end > len(self._whole[name]):
+                # A map may make larger batches than the `batch` before it.
+                grown = np.empty((2 * end, *array.shape[1:]), array.dtype)
+                grown[: self.n_rows] = self._whole[name][: self.n_rows]
+                self._whole[name] = grown
+            self._whole[name][self.n_rows : end] = array
 
     def finish(self, structure: Any) -> Table:
         columns = {}

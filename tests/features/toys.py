@@ -7,6 +7,7 @@ import re
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_transfer as ktf
 
@@ -73,6 +74,8 @@ def fit(model, *given, plan=None, callbacks=(), **arguments):
         callbacks = [ktf.callbacks.GradualUnfreezing(plan, verbose=0), *callbacks]
         arguments.setdefault("epochs", plan.total_epochs)
     arguments.setdefault("verbose", 2)
+    if isinstance(given[0], tf.data.Dataset):
+        arguments.setdefault("shuffle", False)  # Keras warns of its own default
     if len(given) > 1 or isinstance(given[0], np.ndarray):
         arguments.setdefault("batch_size", 8)
     printed = io.StringIO()
