@@ -136,6 +136,12 @@ def still_layers(
     return list(still.values())
 
 
+def layers_still_now(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers without variables that are frozen as things stand."""
+    layers = _keras_internals.flatten_layers(model)
+    return [la for la in layers if not la.trainable and not variables_that_may_train([la])]
+
+
 def set_flags(
     model: keras.Model,
     train: Sequence[keras.Variable],
@@ -160,8 +166,8 @@ def set_flags(
     # order in which layers are found is not enough: one may lie inside two others.)
     for layer, inner in sorted(zip(layers, inside, strict=True), key=lambda pair: -len(pair[1])):
         below = variables_that_may_train(inner)
-        if below:
-            layer.trainable = any(id(v) in wanted for v in below)
+        # A layer without such variables was perhaps still in the stage before.
+        layer.trainable = not below or any(id(v) in wanted for v in below)
     for layer in layers:
         for variable in _keras_internals.own_trainable_variables(layer):
             variable.trainable = id(variable) in wanted

@@ -184,7 +184,12 @@ class TransferModel(keras.Model):
             )
         kept = {id(v) for v in self.backbone.always_frozen}
         train = [v for group in groups[n:] for v in group.variables if id(v) not in kept]
-        _trainability.set_flags(self, train)
+        self._train_only(train)
+
+    def _train_only(self, variables: list[keras.Variable]) -> None:
+        frozen = self.backbone.batch_norms if self.backbone.batch_norm == "freeze" else []
+        still = _trainability.still_layers(variables, self.layer_groups, frozen)
+        _trainability.set_flags(self, variables, still)
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints Keras's summary, followed by the table of layer groups."""
@@ -321,7 +326,8 @@ class TransferModel(keras.Model):
         if training == self._traced_variables:
             return
         optimizer.start_stage(None)
-        _trainability.apply(self, self.trainable_variables, retrace=True)
+        still = _trainability.layers_still_now(self)
+        _trainability.apply(self, self.trainable_variables, still, retrace=True)
         self._traced_variables = training
 
     def _build_on(self, x: Any) -> None:
@@ -368,7 +374,7 @@ class TransferModel(keras.Model):
         if self._saved_flags is None:
             return
         flags = zip(self.layer_groups.variables, self._saved_flags, strict=True)
-        _trainability.set_flags(self, [variable for variable, trains in flags if trains])
+        self._train_only([variable for variable, trains in flags if trains])
         self._saved_flags = None
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -147,6 +147,32 @@ def test_inference_is_refused_where_batch_norms_cannot_be_reached(make):
         PretrainedBackbone(make(), batch_norm=batch_norm)
 
 
+class WithoutAffine(keras.Model):
+    """Subclassed, with statistics that no variable's flag can hold still."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(8, name="dense")
+        self.norm = keras.layers.BatchNormalization(center=False, scale=False, name="norm")
+        self(np.zeros((1, 6), "float32"))
+
+    def call(self, x, training=None):
+        return self.norm(self.dense(x), training=training)
+
+
+@pytest.mark.parametrize(("batch_norm", "moves"), [("freeze", False), ("train", True)])
+def test_statistics_without_scale_and_offset_follow_the_policy_after_unfreeze(batch_norm, moves):
+    backbone = PretrainedBackbone(WithoutAffine(), batch_norm=batch_norm)
+    model = ktf.TransferModel(backbone, head())
+    model(np.zeros((1, 6), "float32"))
+    model.freeze()
+    model.unfreeze()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x = np.random.normal(3, 2, size=(16, 6)).astype("float32")
+    model.fit(x, np.arange(16) % 2, verbose=0)
+    assert backbone.model.norm.moving_mean.numpy().any() == moves
+
+
 # --- Stock models ---------------------------------------------------------------------------
 
 
