@@ -156,3 +156,41 @@ def test_a_model_that_is_not_compiled_has_neither_rates_nor_optimizer_memory():
     )
     assert description.stages[0].rates == {}
     assert description.stages[0].optimizer_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("stock", "adam"), ("transfer", "adam"), ("transfer", "sgd"), ("transfer", "muon")],
+)
+def test_what_is_described_is_what_training_does(kind, optimizer):
+    class Held(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.bytes = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            states = [v for v in self.model.optimizer.variables if v.shape != ()]
+            kept = [v for v in states if "multipliers" not in v.path]
+            self.bytes.append(sum(v.numpy().nbytes for v in kept))
+
+    stages = [ktf.Stage(f"top {n}", depth=n, epochs=1) for n in (1, 2, 3)]
+    plan = ktf.UnfreezingPlan(stages)
+    model, groups = make_model(optimizer, kind), None if kind == "transfer" else "blocks"
+    description = ktf.describe(model, plan, groups)
+    held = Held()
+    callback = ktf.callbacks.GradualUnfreezing(plan, groups, verbose=0)
+    history = model.fit(
+        np.ones((8, 4)), np.ones((8, 2)), epochs=3, verbose=0, callbacks=[callback, held]
+    ).history
+    rows = description.stages
+    assert [row.trainable_parameters for row in rows] == history["trainable_parameters"]
+    for name in GROUPS:
+        trains = [not np.isnan(rate) for rate in history[f"learning_rate/{name}"]]
+        assert [name in row.groups for row in rows] == trains
+    # Scalars (step counters, the rate) are not counted.
+    assert [row.optimizer_bytes for row in rows] == pytest.approx(held.bytes, abs=64)
+    assert (held.bytes[2] > held.bytes[0]) == (optimizer != "sgd")
+
+
+def test_a_stock_models_choices_are_noted():
+    text = str(describe([ktf.Stage("all", depth="all", epochs=1)], kind="stock"))
+    assert "The head starts after the nested model 'sequential'. BatchNorm: freeze." in text

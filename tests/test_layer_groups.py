@@ -136,6 +136,85 @@ def test_a_model_without_a_reduction_asks_for_its_head():
     assert stock_model_groups(model, "blocks", head="top").names == ["stem", "mid", "top"]
 
 
+def pooled(x, name="classes"):
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.layers.Dense(2, name=name)(x)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small", "EfficientNetB0"])
+def test_the_head_of_an_inlined_application_starts_at_its_own_pooling(name):
+    # MobileNetV3 and EfficientNet pool inside each block as well.
+    inputs = keras.Input((64, 64, 3))
+    backbone = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_tensor=inputs
+    )
+    groups = stock_model_groups(keras.Model(inputs, pooled(backbone.output)))
+    assert groups.names[-1] == "classes"
+    grouped = [id(v) for group in groups[:-1] for v in group.variables]
+    assert sorted(grouped) == sorted(id(v) for v in backbone.trainable_variables)
+
+
+def test_the_head_of_a_recurrent_model_starts_after_its_last_step():
+    model = keras.Sequential(
+        [
+            *masked_lstm().layers,
+            keras.layers.LSTM(4, name="last_step"),
+            keras.layers.Dense(2, name="classes"),
+        ]
+    )
+    model.build((None, 5))
+    groups = stock_model_groups(model, "blocks")
+    assert groups.names == ["embedding", "lstm_1", "lstm_2", "last_step", "classes"]
+
+
+def two_backbones():
+    inputs = keras.Input((8, 8, 3))
+    parts = [
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)], name=name)
+        for name in ("left", "right")
+    ]
+    return keras.Model(inputs, pooled(keras.layers.Add()([part(inputs) for part in parts])))
+
+
+def test_of_two_nested_models_neither_is_taken_for_the_backbone():
+    model = two_backbones()
+    with pytest.raises(
+        ValueError, match=r"2 nested models \('left', 'right'\), so it is not clear"
+    ):
+        stock_model_groups(model)
+    groups = stock_model_groups(model, 1, head="pool")
+    assert [len(group.variables) for group in groups] == [4, 2]
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(4, name="first")
+        self.norm = keras.layers.LayerNormalization(name="norm")
+        self.second = keras.layers.Dense(4, name="second")
+        self(np.ones((1, 4), "float32"))
+
+    def call(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+def test_a_subclassed_model_falls_back_to_its_layers_and_cannot_be_cached():
+    groups = backbone_groups(Subclassed(), "blocks")
+    assert groups.names == ["first", "second"]
+    assert [len(group.variables) for group in groups] == [4, 2]
+    assert all(group.boundary is None for group in groups)
+    assert str(groups).splitlines()[-1].split() == ["second", "1", "20", "?", "no"]
+
+
+def test_the_head_of_a_subclassed_model_is_asked_for_unless_it_is_called_head():
+    model = Subclassed()
+    with pytest.raises(ValueError, match=r"subclassed model with 0 nested models.*Name the first"):
+        stock_model_groups(model)
+    assert stock_model_groups(model, head="second").names == ["first", "second"]
+    model.head = model.second
+    assert stock_model_groups(model).names == ["first", "second"]
+
+
 def test_the_table_shows_groups_and_parameters():
     text = str(backbone_groups(dense(), "blocks"))
     assert text.splitlines()[0].split()[:3] == ["group", "layers", "parameters"]

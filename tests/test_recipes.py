@@ -125,3 +125,50 @@ def test_a_plan_with_an_unknown_key_is_an_error():
     config = {**recipes.lp_ft().get_config(), "no_decay": ["norm"]}
     with pytest.raises(ValueError, match=r"no argument 'no_decay'\. Did you mean 'no_decay_on'"):
         ktf.UnfreezingPlan.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "trains"),
+    [
+        (recipes.linear_probe, {"epochs": 2}, ["top", "top"]),
+        (recipes.lp_ft, {"probe_epochs": 1, "fine_tune_epochs": 1}, ["top", "all"]),
+        (
+            recipes.gradual_unfreezing,
+            {"num_stages": 3, "epochs_per_stage": 1, "last_stage_epochs": 1},
+            ["top", "middle", "all"],
+        ),
+        (recipes.full_fine_tuning, {"epochs": 1}, ["all"]),
+    ],
+)
+def test_a_recipe_trains_what_its_paper_trains(recipe, arguments, trains):
+    model = make_model("adam")
+    plan = recipe(**arguments)
+    assert plan.total_epochs == len(trains)
+    sizes = {"top": 4 * 2 + 2, "middle": 4 * 4 + 4 + 4 * 2 + 2}
+    sizes["all"] = sum(group.parameters for group in model.layer_groups)
+    callbacks = [ktf.callbacks.GradualUnfreezing(plan, verbose=0)]
+    history = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=callbacks).history
+    assert history["trainable_parameters"] == [sizes[name] for name in trains]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        (recipes.linear_probe, {"epochs": 0}, "a stage needs `epochs`"),
+        (recipes.lp_ft, {"fine_tune_lr": -1.0}, "`peak_lr` must be finite and above 0"),
+        (recipes.lp_ft, {"schedule": "one_cicle"}, "Did you mean 'one_cycle'"),
+        (recipes.gradual_unfreezing, {"num_stages": 1}, "`num_stages` must be at least 2"),
+        (recipes.full_fine_tuning, {"lr_decay": 1.5}, "`lr_decay` must be finite and at most 1"),
+    ],
+)
+def test_wrong_numbers_are_an_error_when_the_recipe_is_called(recipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**arguments)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_says_where_it_comes_from_and_what_it_does_not_promise(recipe):
+    text = recipe.__doc__
+    assert "does not promise" in text
+    assert "arxiv.org" in text
+    assert "Use it" in text or "recommended default" in text
