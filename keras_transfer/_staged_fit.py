@@ -19,7 +19,7 @@ from keras_transfer.features._fit_data import FitData, training_data, validation
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._prefix import Prefix
 from keras_transfer.features._sources import Source, as_arrays, split_arrays
-from keras_transfer.features._store import TooLargeError
+from keras_transfer.features._store import CannotKeepError
 from keras_transfer.features._table import Table, join_tables, table_of_arrays
 from keras_transfer.features.cache import PassingCache
 from keras_transfer.optimizers import find_discriminative
@@ -232,7 +232,7 @@ class StagedFit:
         if point is not None:
             try:
                 self._fill(point, stage)
-            except TooLargeError as error:
+            except CannotKeepError as error:
                 if self.insists:
                     raise
                 self.decision.points = [None] * len(self.stages)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._prefix import Prefix
 from keras_transfer.features._sources import Source
-from keras_transfer.features._store import TooLargeError, Writer
+from keras_transfer.features._store import CannotKeepError, TooLargeError, Writer
 from keras_transfer.features._table import Table, named_structure
 
 # Makes a writer from types, types to keep them in, and whether batches are kept whole.
@@ -21,7 +21,7 @@ MakeWriter = Callable[[EntryPoint, dict[str, str], dict[str, str], bool], Writer
 
 
 class _IrregularBatchesError(Exception):
-    """A batch in the middle has another size than the first."""
+    """A batch has another shape than the first, or one in the middle another size."""
 
 
 def run_pass(
@@ -48,6 +48,7 @@ def run_pass(
 
     Raises:
         TooLargeError: If the tables take more than `max_bytes`.
+        CannotKeepError: If features of arrays have another shape in each batch.
         NotDeterministicError: If the frozen layers are not deterministic.
         ValueError: If the data yields another number of batches than it said.
     """
@@ -55,6 +56,9 @@ def run_pass(
     try:
         return one_pass.run(whole_batches=one_pass.needs_whole_batches)
     except _IrregularBatchesError:
+        if source.arrays is not None:
+            # Their order is that of the uncached run, example by example.
+            raise CannotKeepError("the features have another shape in each batch") from None
         # Batches of other sizes than the first cannot be cut anew from examples.
         return one_pass.run(whole_batches=True)
 
@@ -85,7 +89,9 @@ class _Pass:
 
     @property
     def needs_whole_batches(self) -> bool:
-        """Whether examples cannot be cut out of their batches."""
+        """Whether it is known beforehand that examples cannot be cut out of their batches."""
+        if self.source.arrays is not None:
+            return False
         static = all(None not in spec.shape[1:] for spec in self.fields.values())
         return self.source.keeps_batches or self.source.n_examples is None or not static
 
@@ -94,6 +100,7 @@ class _Pass:
         progress = _Progress(self.role, self.source.n_batches, self.verbose)
         writers: dict[EntryPoint, Writer] = {}
         structures: dict[EntryPoint, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         batches = 0
         try:
             for batch in self.source.read():
@@ -101,10 +108,11 @@ class _Pass:
                 structure, targets = self._targets(batch)
                 if not writers:
                     writers, structures = self._open(features, structure, targets, whole_batches)
-                size = self._write(writers, features, targets)
                 batches += 1
                 if not whole_batches:
-                    self._check_regular(writers, size, batches)
+                    is_last = batches == self.source.n_batches
+                    self._check_regular({**features, **targets}, shapes, is_last=is_last)
+                size = self._write(writers, features, targets)
                 progress.update(batches, size, self._nbytes(writers))
             if batches != self.source.n_batches:
                 raise ValueError(
@@ -153,13 +161,17 @@ class _Pass:
             raise TooLargeError(f"the features take more than {self.max_bytes:,} bytes")
         return len(next(iter(arrays.values())))
 
-    def _check_regular(self, writers: dict[EntryPoint, Writer], size: int, batches: int) -> None:
-        first = next(iter(writers.values())).batch_size
-        is_last = batches == self.source.n_batches
-        if size != first and not (is_last and first is not None and size < first):
-            for writer in writers.values():
-                writer.discard()
-            raise _IrregularBatchesError
+    @staticmethod
+    def _check_regular(
+        batch: dict[str, Any], first: dict[str, tuple[int, ...]], *, is_last: bool
+    ) -> None:
+        """Checks shapes against those of the first batch, which it keeps in `first`."""
+        for name, tensor in batch.items():
+            size, *shape = tensor.shape
+            wanted, *wanted_shape = first.setdefault(name, tuple(tensor.shape))
+            fits = size == wanted or (is_last and size < wanted)
+            if not fits or shape != wanted_shape:
+                raise _IrregularBatchesError
 
     @staticmethod
     def _nbytes(writers: dict[EntryPoint, Writer]) -> int:

@@ -34,7 +34,7 @@ class Source:
         is_shuffled: Whether each epoch reads it in another order.
         keeps_batches: Whether whole batches are shuffled, rather than examples.
         reason: Why its values may differ each time; empty if they do not.
-        differs: Whether they are known to differ.
+        differs: Whether they are known to differ, or cannot be kept at all.
         arrays: Inputs, targets and sample weights, where they are arrays.
         batch_size: Examples of a batch, where they are arrays.
         n_examples: How many examples there are at most, where that is known.
@@ -123,6 +123,7 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
     spec = dataset.element_spec
     inputs = spec[0] if isinstance(spec, tuple) else spec
     size = batch_size_of(dataset)
+    problem = _problem_of_batches(spec)
     return Source(
         kind="a tf.data.Dataset",
         n_batches=cardinality if cardinality >= 0 else None,
@@ -130,11 +131,22 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
         signature=_without_batch_size(inputs),
         is_shuffled=verdict.is_shuffled,
         keeps_batches=verdict.shuffles_batches,
-        reason=verdict.reason,
-        differs=verdict.differs,
+        reason=problem or verdict.reason,
+        differs=bool(problem) or verdict.differs,
         n_examples=None if size is None or cardinality < 0 else cardinality * size,
         identity=dataset,
     )
+
+
+def _problem_of_batches(spec: Any) -> str:
+    """Returns why batches of this `element_spec` cannot be kept; empty if they can."""
+    leaves = [leaf for leaf in tf.nest.flatten(spec) if leaf.value_type is not type(None)]
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
+        return "its batches hold ragged or sparse tensors"
+    targets = spec[1:] if isinstance(spec, tuple) else ()
+    if any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(targets)):
+        return "its targets hold strings"
+    return ""
 
 
 def py_dataset_source(data: keras.utils.PyDataset, *, shuffle: bool) -> Source:

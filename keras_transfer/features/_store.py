@@ -22,7 +22,11 @@ MANIFEST = "manifest.json"
 CHUNK = 1 << 22
 
 
-class TooLargeError(ValueError):
+class CannotKeepError(ValueError):
+    """Features turn out, while the pass runs, to be such that they cannot be kept."""
+
+
+class TooLargeError(CannotKeepError):
     """Features do not fit into what a cache may hold."""
 
 

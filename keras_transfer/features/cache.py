@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import uuid
@@ -206,6 +207,10 @@ class FeatureCache:
                     verbose=verbose,
                 )
             )
+        if source.arrays is not None:
+            # Batches of arrays are cut anew, and an earlier pass may have had others.
+            size = source.batch_size
+            found = {p: dataclasses.replace(table, batch_size=size) for p, table in found.items()}
         for point, table in found.items():
             self._tables.pop(names[point], None)  # what is used goes to the end
             self._tables[names[point]] = table

@@ -214,6 +214,70 @@ def test_sequences_padded_to_the_longest_of_their_batch():
     assert_same(cached, train(build, False, data, plan=plan))
 
 
+def test_targets_of_another_shape_in_each_batch():
+    x, _ = inputs(8)
+    lengths = tf.data.Dataset.from_tensor_slices((x, [1, 2, 3, 1, 1, 4, 2, 1]))
+    data = lengths.map(lambda x, n: (x, tf.ones((n, 1)))).padded_batch(2, ([6], [None, 1]))
+
+    def loss(y, predicted):
+        return keras.ops.mean(keras.ops.square(keras.ops.sum(y, axis=1) - predicted))
+
+    cached = train(lambda: dense_model(loss=loss), "auto", data, plan=HEAD_ONLY)
+    assert cached.passes
+    assert_same(cached, train(lambda: dense_model(loss=loss), False, data, plan=HEAD_ONLY))
+
+
+class Unfold(keras.layers.Layer):
+    """Loses the length of its output, which TensorFlow then knows only at run time."""
+
+    def call(self, x):
+        return tf.reshape(x, [tf.shape(x)[0], -1, 4])
+
+    def compute_output_shape(self, shape):
+        return (shape[0], None, 4)
+
+
+def test_arrays_whose_features_have_a_length_that_is_not_known_before():
+    def build():
+        start = keras.Input((6,))
+        x = Unfold()(keras.layers.Dense(8, name="stem")(start))
+        backbone = keras.Model(start, keras.layers.Dense(4, name="top")(x))
+        return dense_model(backbone, ktf.layers.RegressionHead(2, name="head"))
+
+    plan = ktf.UnfreezingPlan([ktf.Stage("top", depth=2, epochs=2)])
+    cached = train(build, "auto", *inputs(), plan=plan)
+    assert cached.passes == ["training"]
+    np.testing.assert_allclose(
+        cached.history["loss"], train(build, False, *inputs(), plan=plan).history["loss"], 1e-5
+    )
+
+
+class Unique(keras.layers.Layer):
+    """Returns as many steps as there are different numbers in the batch."""
+
+    def call(self, x):
+        found = tf.shape(tf.unique(tf.reshape(tf.round(10.0 * x), [-1]))[0])[0]
+        return x[:, None, :] * tf.ones((1, found, 1))
+
+    def compute_output_shape(self, shape):
+        return (shape[0], None, shape[1])
+
+
+def test_arrays_whose_features_have_another_length_in_each_batch_are_not_cached():
+    def build():
+        start = keras.Input((6,))
+        x = Unique()(keras.layers.Dense(8, name="stem")(start))
+        backbone = keras.Model(start, keras.layers.Dense(4, name="top")(x))
+        return dense_model(backbone, ktf.layers.RegressionHead(2, name="head"))
+
+    plan = ktf.UnfreezingPlan([ktf.Stage("top", depth=2, epochs=2)])
+    with pytest.raises(ValueError, match="the features have another shape in each batch"):
+        train(build, True, *inputs(), plan=plan)
+    run = train(build, "auto", *inputs(), plan=plan)
+    assert "Feature cache off: the features have another shape in each batch.\n" in run.printed
+    assert_same(run, train(build, False, *inputs(), plan=plan))
+
+
 # --- Order ------------------------------------------------------------------------------------
 
 
@@ -308,6 +372,11 @@ def unknown():
     return dataset().filter(lambda x, y: True)
 
 
+def ragged():
+    rows = tf.RaggedTensor.from_row_lengths(tf.ones(COUNT), tf.ones(COUNT, tf.int64))
+    return tf.data.Dataset.zip(dataset(), tf.data.Dataset.from_tensor_slices(rows).batch(SIZE))
+
+
 STREAMS = {
     "data set without end": (
         lambda: ((dataset().repeat(),), {"steps_per_epoch": 3}),
@@ -337,6 +406,14 @@ STREAMS = {
         lambda: (arrays(), {"shuffle": "batch"}),
         "arrays with shuffle='batch' have another order than the cache's",
     ),
+    "ragged": (
+        lambda: ((ragged(),), {}),
+        "its batches hold ragged or sparse tensors",
+    ),
+    "strings as targets": (
+        lambda: ((dataset().map(lambda x, y: (x, {"one": y["one"], "two": "?"})),), {}),
+        "its targets hold strings",
+    ),
     "lists of numbers": (
         lambda: (({"a": [[1.0] * 3] * 8, "b": [[1.0] * 3] * 8},), {}),
         "data of type dict is neither plain arrays nor a data set",
@@ -350,8 +427,8 @@ def test_what_cannot_be_read_twice_is_trained_uncached_and_says_so(stream):
     data, options = make()
     with pytest.raises(ValueError, match=f"Features cannot be cached: {reason}. Pass cache_fe"):
         fit(two_in_two_out(), *data, cache_features=True, epochs=2, **options)
-    if stream == "lists of numbers":
-        return  # Keras takes none either
+    if stream in ("lists of numbers", "strings as targets", "ragged"):
+        return  # Keras, or this model, cannot train on them either
     data, options = make()
     run = train(two_in_two_out, "auto", *data, epochs=2, **options)
     assert run.decision == f"Feature cache off: {reason}."
