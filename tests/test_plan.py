@@ -13,6 +13,52 @@ plans = st.lists(st.integers(1, 6), min_size=1, max_size=5).map(
 )
 
 
+@st.composite
+def stages(draw, name="s"):
+    """Any stage that its own checks let pass."""
+    epochs = draw(st.integers(1, 6))
+    what = draw(
+        st.one_of(
+            st.fixed_dictionaries({"depth": st.one_of(st.just("all"), st.integers(1, 9))}),
+            st.fixed_dictionaries({"train": st.sampled_from(["all", "bias", "norm", "head"])}),
+            st.fixed_dictionaries({"train": st.lists(st.text("abc.*", min_size=1), min_size=1)}),
+        )
+    )
+    rate = st.floats(1e-8, 10, allow_nan=False)
+    options = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "peak_lr": rate,
+                "lr_decay": st.floats(0.01, 1),
+                "min_delta": st.floats(0, 1),
+                "patience": st.integers(0, 5),
+                "mode": st.sampled_from(["auto", "min", "max"]),
+                "monitor": st.sampled_from(["loss", "val_accuracy"]),
+                "restore_best_weights": st.booleans(),
+            },
+        )
+    )
+    schedule = draw(st.sampled_from([None, "constant", "one_cycle", "warmup_cosine"]))
+    if schedule is not None:
+        options["schedule"] = schedule
+    if schedule not in (None, "constant") and draw(st.booleans()):
+        options["warmup_epochs"] = draw(st.floats(0, epochs - 0.5))
+    return Stage(name, epochs=epochs, **what, **options)
+
+
+@given(stages(), st.sampled_from([(), ("norm", "bias"), (".*gamma",)]))
+def test_any_stage_survives_json_and_pickling(stage, no_decay_on):
+    plan = UnfreezingPlan([stage], no_decay_on=no_decay_on)
+    assert UnfreezingPlan.from_json(plan.to_json(indent=None)) == plan
+    assert UnfreezingPlan.from_config(plan.get_config()) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert hash(plan.stages[0]) == hash(Stage.from_config(stage.get_config()))
+    assert plan.ends_on_plateau == (stage.patience is not None)
+    with pytest.raises(AttributeError):
+        stage.epochs = 9
+
+
 @given(plans)
 def test_every_epoch_has_its_stage_and_a_plan_survives_json_and_pickling(plan):
     order = [plan.index_at(epoch) for epoch in range(plan.total_epochs)]
