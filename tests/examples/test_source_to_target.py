@@ -38,8 +38,9 @@ def test_the_examples_drawn_are_so_many_of_each_digit_and_in_no_other_set():
     assert {image.tobytes() for image in nested.images} <= sets[0]
 
 
-def test_both_contenders_take_as_many_updates():
-    assert len({plan.total_epochs for plan in source_to_target.PLANS.values()}) == 1
+def test_the_network_from_scratch_gets_no_fewer_updates():
+    carried, scratch = source_to_target.PLANS.values()
+    assert scratch.total_epochs >= carried.total_epochs
 
 
 def test_the_shortened_comparison_finds_that_transfer_helps_and_prints_what_it_found(
