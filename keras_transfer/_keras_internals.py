@@ -533,6 +533,11 @@ def operations(graph: Any) -> list[Any]:
     return list(graph.get_operations())
 
 
+def captured_tensors(graph: Any) -> list[Any]:
+    """Returns the tensors that stand in a function's graph for values from outside of it."""
+    return list(graph.internal_captures)
+
+
 def dataset_inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
     """Returns the data sets that a data set reads from."""
     return list(dataset._inputs())

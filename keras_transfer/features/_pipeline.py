@@ -10,6 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from keras_transfer import _keras_internals
+from keras_transfer.features._elementwise import is_elementwise
 
 # Transformations and sources that yield the same each time, by the name of their class.
 SOURCES = frozenset(
@@ -42,11 +43,24 @@ KEEP_THE_SET = frozenset(
         "_ParallelMapDataset",
         "_PrefetchDataset",
         "_RepeatDataset",
+        "_RestructuredDataset",
         "_UnbatchDataset",
         "DatasetV1Adapter",
     }
 )
 BATCH = frozenset({"_BatchDataset", "_ParallelBatchDataset"})
+SHUFFLE = frozenset({"_ShuffleDataset", "ShuffleDataset"})
+CACHE = frozenset({"_CacheDataset", "CacheDataset"})
+# Behind these an element is no longer one of those before.
+CHANGE_ELEMENTS = frozenset(
+    {
+        "_ConcatenateDataset",
+        "_FlatMapDataset",
+        "_InterleaveDataset",
+        "_ParallelInterleaveDataset",
+        "_UnbatchDataset",
+    }
+)
 # What these yield depends on the order of what they read.
 DEPEND_ON_ORDER = {
     "_TakeDataset": "take",
@@ -59,6 +73,8 @@ DEPEND_ON_ORDER = {
     "_WindowDataset": "window",
     "_GroupByWindowDataset": "group_by_window or bucket_by_sequence_length",
 }
+# These may leave off before the end of what they read.
+READ_A_PART = frozenset({"_TakeDataset", "_TakeWhileDataset", "_ZipDataset"})
 
 SAFE_STATEFUL_OPERATIONS = frozenset(
     {
@@ -93,32 +109,6 @@ SAFE_STATEFUL_OPERATIONS = frozenset(
 )
 UNKNOWABLE_OPERATIONS = frozenset({"PyFunc", "EagerPyFunc", "PyFuncStateless"})
 
-# Operations that treat the examples of a batch one by one, whatever else is in it.
-ELEMENTWISE = frozenset(
-    {
-        "Abs",
-        "AddV2",
-        "Cast",
-        "ClipByValue",
-        "Const",
-        "Identity",
-        "IdentityN",
-        "Maximum",
-        "Minimum",
-        "Mul",
-        "NoOp",
-        "OneHot",
-        "Placeholder",
-        "RealDiv",
-        "ResizeArea",
-        "ResizeBicubic",
-        "ResizeBilinear",
-        "ResizeNearestNeighbor",
-        "Square",
-        "Sub",
-    }
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -139,7 +129,7 @@ class Verdict:
 
 def examine(dataset: tf.data.Dataset) -> Verdict:
     """Returns whether a data set yields the same examples each time it is read."""
-    return _examine(dataset, [])
+    return _examine(dataset, [], keeps_order=dataset.options().deterministic is not False)
 
 
 def batch_size_of(dataset: tf.data.Dataset) -> int | None:
@@ -151,36 +141,62 @@ def batch_size_of(dataset: tf.data.Dataset) -> int | None:
     if size is not None:
         return int(size)
     inputs = _keras_internals.dataset_inputs(dataset)
-    if len(inputs) != 1 or type(dataset).__name__ not in KEEP_THE_SET | set(DEPEND_ON_ORDER):
+    keep_batches = (KEEP_THE_SET - CHANGE_ELEMENTS) | SHUFFLE | CACHE | set(DEPEND_ON_ORDER)
+    if len(inputs) != 1 or type(dataset).__name__ not in keep_batches:
         return None
     return batch_size_of(inputs[0])
 
 
-def _examine(dataset: tf.data.Dataset, behind: list[tf.data.Dataset]) -> Verdict:
+def _examine(
+    dataset: tf.data.Dataset, behind: list[tf.data.Dataset], *, keeps_order: bool
+) -> Verdict:
+    """Examines a data set.
+
+    Args:
+        dataset: The data set.
+        behind: What reads it, up to the next shuffle, the nearest first.
+        keeps_order: Whether parallel transformations keep the order where they do not say.
+    """
     kind = type(dataset).__name__
-    if kind in ("_CacheDataset", "CacheDataset"):
-        # What was cached is read back as it is, its order too.
+    if kind in CACHE and not any(type(after).__name__ in READ_A_PART for after in behind):
+        # What was cached is read back as it is, its order too. (What is not read to its
+        # end is not kept, but made anew each time.)
         return Verdict()
     problem = _problem_of_functions(dataset)
     if problem is not None:
         return problem
-    if kind in ("_ShuffleDataset", "ShuffleDataset"):
+    if kind in SHUFFLE:
         if _keras_internals.dataset_attribute(dataset, "reshuffle_each_iteration"):
-            return _shuffled(dataset, behind)
-    elif kind not in SOURCES | KEEP_THE_SET | BATCH and kind not in DEPEND_ON_ORDER:
+            return _shuffled(dataset, behind, keeps_order=keeps_order)
+    elif kind not in SOURCES | KEEP_THE_SET | BATCH | CACHE and kind not in DEPEND_ON_ORDER:
         return Verdict(f"it is not known whether {kind.strip('_')} yields the same each time")
+    order_matters = [k for k in (type(d).__name__ for d in behind) if k in DEPEND_ON_ORDER]
+    if order_matters and _may_reorder(dataset, keeps_order):
+        return Verdict(
+            f"{DEPEND_ON_ORDER[order_matters[0]]} after a parallel transformation with "
+            "deterministic=False may yield another set of examples each time"
+        )
     inputs = _keras_internals.dataset_inputs(dataset)
-    verdicts = [_examine(one, [dataset, *behind]) for one in inputs]
+    verdicts = [_examine(one, [dataset, *behind], keeps_order=keeps_order) for one in inputs]
     for verdict in verdicts:
         if verdict.reason:
             return verdict
     return next((v for v in verdicts if v.is_shuffled), Verdict())
 
 
-def _shuffled(dataset: tf.data.Dataset, behind: list[tf.data.Dataset]) -> Verdict:
+def _may_reorder(dataset: tf.data.Dataset, keeps_order: bool) -> bool:
+    if "Parallel" not in type(dataset).__name__:
+        return False
+    told = _keras_internals.dataset_attribute(dataset, "deterministic")
+    return told == "false" or (told == "default" and not keeps_order)
+
+
+def _shuffled(
+    dataset: tf.data.Dataset, behind: list[tf.data.Dataset], *, keeps_order: bool
+) -> Verdict:
     """Examines what lies before a `shuffle`, and what it means for what lies behind it."""
     (read,) = _keras_internals.dataset_inputs(dataset)
-    before = _examine(read, [])
+    before = _examine(read, [], keeps_order=keeps_order)
     if before.reason:
         return before
     batched = False
@@ -221,15 +237,7 @@ def _is_batched(dataset: tf.data.Dataset) -> bool:
 
 
 def _treats_examples_alone(dataset: tf.data.Dataset) -> bool:
-    for graph in _keras_internals.dataset_graphs(dataset):
-        for operation in _keras_internals.operations(graph):
-            if operation.type not in ELEMENTWISE:
-                return False
-            # (batch, 1) with (batch,) broadcasts to (batch, batch), which mixes examples.
-            ranks = {t.shape.rank for t in operation.inputs if t.op.type != "Const"}
-            if operation.type != "IdentityN" and len(operation.inputs) > 1 and len(ranks) > 1:
-                return False
-    return True
+    return all(map(is_elementwise, _keras_internals.dataset_graphs(dataset)))
 
 
 def _problem_of_functions(dataset: tf.data.Dataset) -> Verdict | None:
@@ -238,7 +246,7 @@ def _problem_of_functions(dataset: tf.data.Dataset) -> Verdict | None:
         for name in unsafe:
             if "Random" in name or "ShuffleDataset" in name:
                 return Verdict(f"its pipeline draws random numbers ({name})", differs=True)
-        for name in unsafe:
+        for name in sorted(unsafe, key=lambda n: n not in UNKNOWABLE_OPERATIONS):
             what = "runs Python code" if name in UNKNOWABLE_OPERATIONS else f"runs {name}"
             return Verdict(f"its pipeline {what}, which may yield other values each time")
     return None
