@@ -262,12 +262,15 @@ class StagedFit:
 
     def _fill(self, point: EntryPoint, stage: int) -> None:
         """Fills this entry point, and all later ones that stay as they are until they are read."""
-        if point in self.tables and self._is_frozen(point, self.tables[point][0], stage):
+        if self._is_filled(point, stage):
             return
         later = {
             other
             for number, other in enumerate(self.decision.points)
-            if number > stage and other is not None and self._is_frozen(other, stage, number)
+            if number > stage
+            and other is not None
+            and self._is_frozen(other, stage, number)
+            and not self._is_filled(other, number)
         }
         wanted = sorted({point, *later})
         prefix = self.decision.prefix
@@ -284,6 +287,10 @@ class StagedFit:
     def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
         assert isinstance(data.source, Source)
         return self.cache.fill(prefix, data.source, role=role, verbose=self.arguments.verbose)
+
+    def _is_filled(self, point: EntryPoint, stage: int) -> bool:
+        """Whether there are features at a point, and a stage finds them as they would be then."""
+        return point in self.tables and self._is_frozen(point, self.tables[point][0], stage)
 
     def _is_frozen(self, point: EntryPoint, since: int, until: int) -> bool:
         """Whether nothing before a point trains in the stages from `since` up to `until`."""
