@@ -32,11 +32,15 @@ class AtTheBoundaries(keras.callbacks.Callback):
         return values
 
 
-@MAKERS
-def test_no_change_of_stage_touches_state_that_was_there(make):
-    model = toys.compiled(make(), keras.optimizers.AdamW(1e-2))
-    seen = AtTheBoundaries()
-    toys.fit(model, toys.EVERY_BOUNDARY, [seen])
+@pytest.fixture(scope="module", params=[toys.stock, toys.transfer])
+def seen(request):
+    model = toys.compiled(request.param(), keras.optimizers.AdamW(1e-2))
+    callback = AtTheBoundaries()
+    toys.fit(model, toys.EVERY_BOUNDARY, [callback])
+    return callback
+
+
+def test_no_change_of_stage_touches_state_that_was_there(seen):
     for before, after in zip(seen.ends[:-1], seen.begins[1:], strict=True):
         kept = {path: value for path, value in before.items() if "stage_start" not in path}
         assert kept.keys() <= after.keys()
@@ -48,11 +52,7 @@ def test_no_change_of_stage_touches_state_that_was_there(make):
         assert all(not np.array_equal(begin[n], end[n]) for n in names)
 
 
-@MAKERS
-def test_slots_are_made_for_what_trains_and_each_group_counts_its_own_steps(make):
-    model = toys.compiled(make())
-    seen = AtTheBoundaries()
-    toys.fit(model, toys.EVERY_BOUNDARY, [seen])
+def test_slots_are_made_for_what_trains_and_each_group_counts_its_own_steps(seen):
     momenta = [sum("momentum" in path for path in values) for values in seen.begins]
     assert momenta == [2, 4, 6, 8]
     assert [list(steps.values()) for steps in seen.steps] == [
@@ -100,10 +100,9 @@ class Averages(keras.callbacks.Callback):
         self.last = now
 
 
-@MAKERS
-def test_with_averages_frozen_groups_stay_and_training_ones_move_at_every_boundary(make):
+def test_with_averages_frozen_groups_stay_and_training_ones_move_at_every_boundary():
     options = {"use_ema": True, "ema_momentum": 0.9}
-    model = toys.compiled(make(), keras.optimizers.Adam(1e-2, **options))
+    model = toys.compiled(toys.transfer(), keras.optimizers.Adam(1e-2, **options))
     assert toys.fit(model, toys.EVERY_BOUNDARY) == toys.EXPECTED_AT_EVERY_BOUNDARY
 
 
@@ -117,14 +116,13 @@ def with_lora(make):
     return model, body.get_layer("mid")
 
 
-@MAKERS
-@pytest.mark.parametrize("froze_first", [True, False])
+@pytest.mark.parametrize(("make", "froze_first"), [(toys.stock, True), (toys.transfer, False)])
 def test_the_kernel_under_lora_stays_and_its_update_trains(make, froze_first):
     model, layer = with_lora(make)
     if froze_first:
         model.layers[0].trainable = False
     kernel, update = layer.weights[0].numpy(), layer.lora_kernel_b.numpy()
-    toys.fit(toys.compiled(model))
+    toys.fit(toys.compiled(model), toys.TWO_STAGES)
     np.testing.assert_array_equal(layer.weights[0].numpy(), kernel)
     assert not layer.weights[0].trainable
     assert not np.array_equal(layer.lora_kernel_b.numpy(), update)
