@@ -146,7 +146,7 @@ def test_every_group_of_mobilenet_moves_from_its_stage_on():
     )
     model = ktf.TransferModel(calibrated(backbone, x), ktf.layers.ClassificationHead(3))
     # Eager steps: six traces of the whole network would take a minute. That the traced step
-    # changes too is seen above, and on real weights in tests/examples/test_quickstart.py.
+    # changes too is seen on the toys above.
     toys.compiled(model, run_eagerly=True)
     assert len(model.layer_groups) == 6
     check_groups_move(model, range(1, 7), x, np.arange(8) % 3)
