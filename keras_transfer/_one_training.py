@@ -22,6 +22,8 @@ class OneTraining(keras.callbacks.CallbackList):
         order: Told which epoch is in progress.
         data_of: Takes an epoch that is about to begin and returns what stands for the data
             it reads; a segment ends where that changes.
+        check: Takes an epoch whose beginning all callbacks have seen, and raises if it
+            cannot go on.
         **params: What callbacks are told (`epochs`, `steps`, `verbose`).
     """
 
@@ -32,6 +34,7 @@ class OneTraining(keras.callbacks.CallbackList):
         model: keras.Model,
         order: EpochOrder,
         data_of: Callable[[int], Any],
+        check: Callable[[int], None],
         **params: Any,
     ) -> None:
         super().__init__(
@@ -43,6 +46,7 @@ class OneTraining(keras.callbacks.CallbackList):
         )
         self._order = order
         self._data_of = data_of
+        self._check = check
         self._data: Any = None
         self._last_logs: Any = None
         self.next_epoch = 0
@@ -73,6 +77,7 @@ class OneTraining(keras.callbacks.CallbackList):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._order.epoch = epoch
         super().on_epoch_begin(epoch, logs)
+        self._check(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

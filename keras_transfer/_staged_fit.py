@@ -132,6 +132,7 @@ class StagedFit:
             model=self.model,
             order=self.order,
             data_of=self._point_at,
+            check=self._check_frozen,
             verbose=arguments.verbose,
             epochs=arguments.epochs,
             steps=self._steps(),
@@ -183,6 +184,18 @@ class StagedFit:
 
     def _point_at(self, epoch: int) -> EntryPoint | None:
         return self.decision.points[self._stage_at(epoch)]
+
+    def _check_frozen(self, epoch: int) -> None:
+        """Checks that nothing trains that the features of an epoch's stage have behind them."""
+        point = self._point_at(epoch)
+        groups = self.model.backbone.layer_groups[: point.start] if point is not None else []
+        for group in groups:
+            if any(v.trainable for v in group.variables):
+                raise RuntimeError(
+                    f"A callback has let {group.name!r} train while features behind it are "
+                    "cached. Put the change into an `UnfreezingPlan`, or pass "
+                    "cache_features=False to `fit`."
+                )
 
     def _decide(self) -> None:
         if self.is_off:
