@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,6 +14,7 @@ import tensorflow as tf
 
 from keras_transfer import _keras_internals
 from keras_transfer.features._entry import EntryPoint
+from keras_transfer.layers._head_split import split_head
 
 CHUNK_ROWS = 256
 
@@ -20,7 +23,8 @@ def prefix_fingerprint(model: Any, point: EntryPoint, *, fold_constants: bool) -
     """Hashes all that the features at an entry point depend on, besides the data.
 
     That is the architecture, the weights and statistics before the point, the BatchNorm
-    policy, preprocessing, precision, and the versions of Keras and TensorFlow.
+    policy, preprocessing, precision, the code of the user's own layers and functions, and the
+    versions of Keras and TensorFlow.
     """
     backbone = model.backbone
     digest = hashlib.sha256()
@@ -37,7 +41,7 @@ def prefix_fingerprint(model: Any, point: EntryPoint, *, fold_constants: bool) -
         "preprocess": None if backbone.preprocess is None else _describe(backbone.preprocess),
         "dtype": [keras.config.dtype_policy().name, backbone.dtype_policy.name],
         "fold_constants": fold_constants,
-        "pooled": _describe(model.head) if point.pooled else None,
+        "pooled": _describe_pooling(model.head) if point.pooled else None,
     }
     digest.update(json.dumps(described, sort_keys=True).encode())
     if isinstance(backbone.preprocess, keras.layers.Layer):
@@ -75,14 +79,75 @@ def _update_array(digest: Any, array: np.ndarray) -> None:
         digest.update(rows.tobytes())
 
 
-def _describe(thing: Any) -> str:
-    """Returns the configuration as text in which layers are numbered rather than named.
+def _describe(thing: Any) -> list[Any]:
+    """Returns what a layer or function computes, as JSON.
 
-    Keras counts names (`dense_7`) through the process, and the same model built twice has the
-    same features.
+    Layers are numbered rather than named: Keras counts names (`dense_7`) through the process,
+    and the same model built twice has the same features.
     """
-    text = json.dumps(keras.saving.serialize_keras_object(thing), sort_keys=True, default=str)
-    if isinstance(thing, keras.layers.Layer):
-        for number, layer in enumerate(_keras_internals.flatten_layers(thing)):
-            text = text.replace(json.dumps(layer.name), f'"@{number}"')
-    return text
+    config = _without_flags(keras.saving.serialize_keras_object(thing))
+    text = json.dumps(config, sort_keys=True, default=str)
+    layers = _layers_of(thing)
+    for number, layer in enumerate(layers):
+        text = text.replace(json.dumps(layer.name), f'"@{number}"')
+    # Configurations name the user's functions and classes, and say nothing of their code.
+    code = [_code_of(thing)] if isinstance(thing, types.FunctionType) else []
+    for layer in layers:
+        code += [_code_of(f) for f in _own_functions(layer)]
+    return [text, *code]
+
+
+def _describe_pooling(head: keras.layers.Layer) -> Any:
+    split = split_head(head)
+    assert split is not None
+    if not isinstance(split.pools_by, Mapping):
+        return [_describe(layer) for layer in split.pools_by]
+    return {
+        name: _code_of(value) if isinstance(value, types.FunctionType) else value
+        for name, value in split.pools_by.items()
+    }
+
+
+def _without_flags(config: Any) -> Any:
+    """Leaves out what does not matter to what a frozen layer computes."""
+    if isinstance(config, Mapping):
+        left = config.keys() - {"trainable", "compile_config"}
+        return {key: _without_flags(config[key]) for key in left}
+    if isinstance(config, list | tuple):
+        return [_without_flags(value) for value in config]
+    return config
+
+
+def _layers_of(thing: Any) -> list[keras.layers.Layer]:
+    is_layer = isinstance(thing, keras.layers.Layer)
+    return _keras_internals.flatten_layers(thing) if is_layer else []
+
+
+def _own_functions(layer: keras.layers.Layer) -> list[types.FunctionType]:
+    """Returns the functions of a layer that are the user's: its methods and what it was given."""
+    classes = [cls for cls in type(layer).__mro__ if not _is_known(cls)]
+    values = [value for cls in classes for _, value in sorted(vars(cls).items())]
+    values += [value for _, value in sorted(vars(layer).items())]
+    return [v for v in values if isinstance(v, types.FunctionType) and not _is_known(v)]
+
+
+def _is_known(thing: Any) -> bool:
+    """Whether code comes with a package whose version stands in the fingerprint, or with Python."""
+    return str(thing.__module__).partition(".")[0] in ("builtins", "keras", "tensorflow")
+
+
+def _code_of(function: types.FunctionType) -> list[str]:
+    return [*_describe_code(function.__code__), repr(function.__defaults__)]
+
+
+def _describe_code(code: types.CodeType) -> list[str]:
+    """Returns what code does, wherever it stands."""
+    parts = [code.co_code.hex(), repr(code.co_names)]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            parts += _describe_code(constant)
+        elif isinstance(constant, frozenset):
+            parts.append(repr(sorted(map(repr, constant))))  # their order is random
+        else:
+            parts.append(repr(constant))
+    return parts

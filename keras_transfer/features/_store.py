@@ -126,6 +126,8 @@ class MemoryWriter(Writer):
         columns = {}
         for name, dtype in self.dtypes.items():
             values = self._batches[name] if self.whole_batches else self._whole[name][: self.n_rows]
+            for array in values if isinstance(values, list) else [values]:
+                array.flags.writeable = False  # as files are: what was handed out stays as it is
             columns[name] = Column(dtype, values)
         return self._table(columns, structure)
 

@@ -143,8 +143,8 @@ class FeatureCache:
             verbose: 0 is silent, 1 shows a progress bar.
 
         Returns:
-            For arrays an array with one row per example (a dictionary of arrays where more
-            than one tensor is alive at the boundary, or a mask). For a data set a
+            For arrays a read-only array with one row per example (a dictionary of arrays where
+            more than one tensor is alive at the boundary, or a mask). For a data set a
             `tf.data.Dataset` that has features in the place of inputs, with its targets.
 
         Raises:
