@@ -19,7 +19,7 @@ from keras_transfer.features import _fingerprint
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._pass import run_pass
-from keras_transfer.features._prefix import Prefix
+from keras_transfer.features._prefix import NotDeterministicError, Prefix
 from keras_transfer.features._sources import Source, array_source, as_arrays, dataset_source
 from keras_transfer.features._store import (
     DamagedEntryError,
@@ -30,6 +30,7 @@ from keras_transfer.features._store import (
     remove_entry,
 )
 from keras_transfer.features._table import Table
+from keras_transfer.layers import PretrainedBackbone
 from keras_transfer.layers._head_split import split_head
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -148,9 +149,15 @@ class FeatureCache:
             `tf.data.Dataset` that has features in the place of inputs, with its targets.
 
         Raises:
-            ValueError: If the boundary is unknown, the backbone is not functional, or the data
-                set has no known length or yields other values each time.
+            TypeError: If model or data is of another kind.
+            ValueError: If the boundary is unknown, the backbone is not functional or random, or
+                the data set has no known length or yields other values each time.
         """
+        if not isinstance(getattr(model, "backbone", None), PretrainedBackbone):
+            raise TypeError(
+                f"`model` must be a `TransferModel`. Received: model={model!r}. Wrap a backbone "
+                "and a head: TransferModel(backbone, head)."
+            )
         point = _point_at(model, boundary)
         arrays = as_arrays(data, None, None)
         if arrays is not None:
@@ -167,7 +174,10 @@ class FeatureCache:
         if source.differs:
             raise ValueError(f"Features of this data set cannot be kept: {source.reason}.")
         prefix = Prefix(model, [point], fold_constants=self.fold_constants)
-        table = self.fill(prefix, source, verbose=verbose)[point]
+        try:
+            table = self.fill(prefix, source, verbose=verbose)[point]
+        except NotDeterministicError as error:
+            raise ValueError(f"Features cannot be kept: {error}.") from error
         if arrays is None:
             return _as_dataset(table, point)
         found = {name: column.read(slice(None)) for name, column in table.columns.items()}
