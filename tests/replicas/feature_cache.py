@@ -1,0 +1,67 @@
+"""Trains with cached features on one replica and on two; see test_replicas.py.
+
+Logical devices have to be configured before TensorFlow starts, so this cannot be a test.
+"""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.features import FeatureCache
+from tests.features.toys import PLAN, dense_model, fit, inputs
+
+CASES = {
+    "arrays": lambda: (inputs(24), {"batch_size": 8}),
+    "data set": lambda: ((tf.data.Dataset.from_tensor_slices(inputs(24)).batch(8),), {}),
+}
+
+
+def train(kind, scope, cache_features):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    with scope():
+        model = dense_model(optimizer=keras.optimizers.Adam(1e-2))
+    data, options = CASES[kind]()
+    return fit(
+        model,
+        *data,
+        plan=PLAN,
+        validation_data=tf.data.Dataset.from_tensor_slices(inputs(16, seed=3)).batch(8),
+        cache_features=cache_features,
+        **options,
+    )
+
+
+def distance(one, two):
+    pairs = zip(one.weights, two.weights, strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+def main(cases):
+    devices = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for case in cases:
+        one = train(case, lambda: tf.device("CPU:0"), False)
+        two = train(case, strategy.scope, "auto")
+        perturbed = train(case, strategy.scope, FeatureCache(dtype="bfloat16"))
+        result = {
+            "case": case,
+            "replicas": two.model.distribute_strategy.num_replicas_in_sync,
+            "passes": two.passes,
+            "decision": two.decision,
+            "distance": distance(one, two),
+            "perturbed": distance(one, perturbed),
+            "losses": [one.history["loss"], two.history["loss"]],
+            "val_losses": [one.history["val_loss"], two.history["val_loss"]],
+        }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
