@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_transfer.plan import CarriesPlan
+from keras_transfer.plan import CarriesPlan, UnfreezingPlan
 
 
 def require_compiled(model: keras.Model) -> None:
@@ -31,6 +31,11 @@ def as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
 
 def plan_carrier(callbacks: Any) -> CarriesPlan | None:
     """Returns the one callback that carries a plan, if there is one."""
+    if any(isinstance(c, UnfreezingPlan) for c in as_list(callbacks)):
+        raise TypeError(
+            "`callbacks` holds an `UnfreezingPlan`, which is no callback. Wrap it: "
+            "callbacks=[keras_transfer.callbacks.GradualUnfreezing(plan)]."
+        )
     carriers = [c for c in as_list(callbacks) if isinstance(c, CarriesPlan)]
     if len(carriers) > 1:
         names = ", ".join(type(c).__name__ for c in carriers)

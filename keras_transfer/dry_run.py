@@ -112,10 +112,10 @@ def describe(
     model: keras.Model,
     plan: UnfreezingPlan,
     groups: Groups | None = None,
+    steps_per_epoch: int | None = None,
     *,
     head: str | None = None,
     batch_norm: str = "freeze",
-    steps_per_epoch: int | None = None,
     examples: int | None = None,
 ) -> PlanDescription:
     """Describes what a plan would do to a model, without training anything.

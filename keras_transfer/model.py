@@ -204,6 +204,9 @@ class TransferModel(keras.Model):
     ) -> None:
         """Compiles as `keras.Model.compile` does, with per-group rates in the optimizer.
 
+        The optimizer given here is taken over by a new object: read and set `model.optimizer`
+        (its learning rate, say), not the object that you passed.
+
         Raises:
             ValueError: If the head's activation and the loss's `from_logits` disagree, or
                 the optimizer cannot have per-group rates.

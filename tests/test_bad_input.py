@@ -278,3 +278,29 @@ def test_labels_that_fit_are_let_pass(loss, head, labels):
     if getattr(loss, "ignore_class", None) is not None:
         labels = np.where(labels < 0, loss.ignore_class, labels)
     classifier(loss, head).fit(X, labels, verbose=0)
+
+
+def test_a_plan_among_the_callbacks_is_an_error_that_says_how_to_wrap_it():
+    model = classifier()
+    with pytest.raises(TypeError, match=r"Wrap it: .*GradualUnfreezing\(plan\)"):
+        model.fit(np.ones((4, 6)), np.zeros(4), callbacks=[plan_of(depth=1)], verbose=0)
+
+
+@pytest.mark.parametrize(("name", "offered"), [("lamb", None), ("adamv", "adam"), ("sdg", "sgd")])
+def test_only_names_that_keras_takes_are_offered_for_an_optimizer(name, offered):
+    with pytest.raises(ValueError, match=r"name of a Keras optimizer") as caught:
+        classifier().compile(name, "sparse_categorical_crossentropy")
+    said = str(caught.value).partition("Did you mean")[2]
+    assert f"'{name}'" not in said
+    wanted = f"'{offered}'" if offered else "pass keras.optimizers.Lamb(...)"
+    assert wanted in str(caught.value)
+
+
+def test_verbose_comes_third_and_head_by_name_only():
+    assert ktf.callbacks.GradualUnfreezing(plan_of(depth=1), None, 0).verbose == 0
+    with pytest.raises(TypeError, match=r"positional"):
+        ktf.callbacks.GradualUnfreezing(plan_of(depth=1), None, 0, "head")
+
+
+def test_steps_per_epoch_comes_fourth_in_a_dry_run():
+    ktf.describe(classifier(), plan_of(depth=1), None, 5)

@@ -27,6 +27,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
     the train step, and prints one line. It does not matter whether you froze layers before.
     A stock model gets its plain optimizer back when training ends.
 
+    The optimizer that `compile` was given is taken over by a new object: read and set
+    `model.optimizer` (its learning rate, say), not the object that you passed.
+
     The stage is a function of the epoch, so `initial_epoch` lands in the right one; stages
     with `patience` end when their metric stops improving.
 
@@ -41,12 +44,12 @@ class GradualUnfreezing(keras.callbacks.Callback):
         groups: How to split a stock model's backbone into layer groups: `"auto"`,
             `"blocks"`, a whole number, the first layer of each group, or a callable; see
             `keras_transfer.layer_groups.backbone_groups`. A `TransferModel` has its own.
+        verbose: 0 is silent, 1 prints a line at each stage.
         head: Name of the first layer of a stock model's head, where it is not everything
             after the single nested model or after the last pooling.
         batch_norm: What the BatchNorms of a stock model's backbone do: `"freeze"`
             (statistics, scale and offset stay) or `"train"` (as Keras does: statistics
             move once the layer is unfrozen). A `TransferModel` has its own policy.
-        verbose: 0 is silent, 1 prints a line at each stage.
 
     Raises:
         TypeError: If `plan` is not an `UnfreezingPlan`.
@@ -78,9 +81,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self,
         plan: UnfreezingPlan,
         groups: Groups | None = None,
+        verbose: int = 1,
+        *,
         head: str | None = None,
         batch_norm: str = "freeze",
-        verbose: int = 1,
     ) -> None:
         super().__init__()
         if not isinstance(plan, UnfreezingPlan):

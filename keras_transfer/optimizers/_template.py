@@ -30,11 +30,17 @@ def checked(optimizer: Any) -> keras.optimizers.Optimizer:
         except ValueError as error:
             if isinstance(optimizer, dict):
                 raise
-            names = [name for name, cls in vars(keras.optimizers).items() if isinstance(cls, type)]
+            classes = [n for n, it in vars(keras.optimizers).items() if isinstance(it, type)]
+            names = [name.lower() for name in classes if _is_known(name)]
+            same = [name for name in classes if name.lower() == optimizer.lower()]
             raise ValueError(
                 f"`optimizer` must be the name of a Keras optimizer or an instance of one. "
                 f"Received: optimizer={optimizer!r}."
-                f"{_checks.did_you_mean(optimizer, [name.lower() for name in names])}"
+                + (
+                    f" Keras knows no such name; pass keras.optimizers.{same[0]}(...)."
+                    if same
+                    else _checks.did_you_mean(optimizer.lower(), names)
+                )
             ) from error
     if isinstance(optimizer, type) or not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
@@ -57,6 +63,15 @@ def checked(optimizer: Any) -> keras.optimizers.Optimizer:
             "Move its rule into `update_step`, or use another optimizer."
         )
     return optimizer
+
+
+def _is_known(name: str) -> bool:
+    """Whether Keras makes an optimizer from this name of its own, in lower case."""
+    try:
+        keras.optimizers.get(name.lower())
+    except (ValueError, TypeError, KeyError):  # a module, say, or one with no name, as Lamb
+        return False
+    return True
 
 
 class Template:
