@@ -7,7 +7,7 @@ cannot disagree.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from keras_transfer import _checks, _keras_internals, _trainability
 from keras_transfer._layer_variables import count_parameters, variables_that_may_train
 from keras_transfer._stock_model import stock_model_groups
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
+from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers._no_decay import exempt
 from keras_transfer.plan import Stage, UnfreezingPlan
 
@@ -127,6 +128,7 @@ def resolve(
     always_frozen = variables_that_may_train(frozen)
     stages = []
     for stage in plan.stages:
+        stage_multipliers(stage, found.names)
         variables = _trainability.variables_of_stage(stage, found, always_frozen)
         training = {id(v) for v in variables}
         touched = [g for g in found if any(id(v) in training for v in g.variables)]
@@ -134,6 +136,21 @@ def resolve(
         stages.append(ResolvedStage(stage, variables, still, touched))
     _check_no_decay(plan.no_decay_on, found.variables)
     return ResolvedPlan(found, stages, note, tuple(plan.no_decay_on))
+
+
+def stage_multipliers(stage: Stage, names: Sequence[str]) -> dict[str, float] | None:
+    """Returns the multiplier of each group in a stage, or `None` if it leaves them alone.
+
+    Raises:
+        ValueError: If a pattern matches no group, or two patterns match one.
+    """
+    if stage.lr_multipliers is None:
+        decay = stage.lr_decay
+        return None if decay is None else group_multipliers(names, lr_decay=decay)
+    try:
+        return group_multipliers(names, rates=stage.lr_multipliers)
+    except ValueError as error:
+        raise ValueError(f"Stage {stage.name!r}, `lr_multipliers`: {error}") from None
 
 
 def _check_no_decay(rules: Iterable[str], variables: list[keras.Variable]) -> None:

@@ -202,6 +202,8 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
             # Under `mixed_float16`, `compile` has put a `LossScaleOptimizer` around it.
             DiscriminativeOptimizer.take_over(model.optimizer)
         optimizer.set_groups(groups.by_name())
+        # A plan that was interrupted has not put them back itself.
+        optimizer.set_stage_multipliers(None)
     return optimizer
 
 

@@ -12,10 +12,9 @@ import numpy as np
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._cache_forecast import CacheForecast, forecast
-from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve
+from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve, stage_multipliers
 from keras_transfer._tables import format_size, format_table
 from keras_transfer.layer_groups import Groups
-from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
 
@@ -171,13 +170,17 @@ def describe(
         check_rates(plan, model.optimizer)
         rate = _current_rate(model)
         slots = slot_bytes(model.optimizer, resolved.groups.variables)
+    optimizer = find_discriminative(model.optimizer) if compiled else None
+    own = {} if optimizer is None else optimizer.own_multipliers
+    still: list[tuple[str, str]] = []
     trained_so_far: set[int] = set()
     rows = []
     for index, (stage, found) in enumerate(zip(plan.stages, resolved.stages, strict=True)):
         trained_so_far |= {id(v) for v in found.variables}
         names = [group.name for group in found.groups]
         rate = stage.peak_lr if stage.peak_lr is not None else rate
-        multipliers = group_multipliers(resolved.groups.names, lr_decay=stage.lr_decay or 1.0)
+        multipliers = stage_multipliers(stage, resolved.groups.names) or own
+        still += [(stage.name, n) for n in names if rate is None and multipliers.get(n) == 0]
         rows.append(
             StageDescription(
                 name=stage.name,
@@ -187,14 +190,17 @@ def describe(
                 trains=resolved.naming(found, most=2),
                 trainable_parameters=found.parameters,
                 optimizer_bytes=sum(slots[v] for v in trained_so_far) if compiled else None,
-                rates={} if rate is None else {name: rate * multipliers[name] for name in names},
+                rates={} if rate is None else {name: rate * multipliers.get(name, 1.0) for name in names},
             )
         )
     return PlanDescription(
         stages=tuple(rows),
         total_parameters=resolved.parameters,
         total_epochs=plan.total_epochs,
-        warnings=tuple(_warnings(resolved, rows, steps_per_epoch)),
+        warnings=(
+            *(f"stage {name!r} gives {group} a learning rate of 0." for name, group in still),
+            *_warnings(resolved, rows, steps_per_epoch),
+        ),
         notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
         group_names=tuple(resolved.groups.names),
         cache=(None if examples is None else forecast(model, resolved, examples, steps_per_epoch)),
@@ -286,4 +292,4 @@ def _rates(rates: dict[str, Any]) -> str:
         return "?"
     if max(values) == min(values):
         return f"{values[0]:.3g}"
-    return f"{values[0]:.3g} to {values[-1]:.3g}"
+    return f"{min(values):.3g} to {max(values):.3g}"

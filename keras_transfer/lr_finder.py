@@ -15,7 +15,6 @@ from keras_transfer._model_state import ModelState
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.layer_groups import Groups
 from keras_transfer.lr_curve import LRCurve
-from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.lr_rules import has_diverged
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.optimizers._copy import copy_with_rate
@@ -188,8 +187,8 @@ def _make_ready(
             inner = find_discriminative(optimizer)
             assert inner is not None
             inner.set_groups(resolved.groups.by_name())
-            decay = tested.stage.lr_decay or 1.0
-            inner.set_multipliers(group_multipliers(resolved.groups.names, lr_decay=decay))
+            names = resolved.groups.names
+            inner.set_stage_multipliers(_resolved_plan.stage_multipliers(tested.stage, names))
             inner.start_stage(no_decay_on=resolved.no_decay_on)
         if find_discriminative(optimizer) is not None or not optimizer.built:
             optimizer.build(model.trainable_variables)

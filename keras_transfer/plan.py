@@ -41,7 +41,11 @@ class Stage:
             of the head, and the top of `schedule`. `None` leaves the optimizer's
             rate alone.
         lr_decay: Each layer group's rate is the next group's times this, in
-            (0, 1]. `None` means one rate for all groups (1.0).
+            (0, 1].
+        lr_multipliers: What a layer group's rate is of the base rate, at least 0, for each
+            name or pattern of groups, instead of `lr_decay`; groups that nothing matches
+            get 1. A stage with neither keeps the optimizer's multipliers (1, unless
+            `set_multipliers` was called).
         schedule: Shape of the rate over the stage's own steps: `"constant"`,
             `"one_cycle"`, `"slanted_triangular"` or `"warmup_cosine"`. `None`
             leaves the rate to the optimizer.
@@ -78,6 +82,8 @@ class Stage:
     epochs: int = 0
     peak_lr: float | None = None
     lr_decay: float | None = None
+    # A mapping cannot be hashed; stages that differ in it alone share a hash, no more.
+    lr_multipliers: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
     schedule: str | None = None
     warmup_epochs: float | None = None
     monitor: str = "val_loss"
@@ -115,11 +121,31 @@ class Stage:
             self._set("peak_lr", _checks.number(self.peak_lr, "peak_lr", above=0))
         if self.lr_decay is not None:
             self._set("lr_decay", _checks.number(self.lr_decay, "lr_decay", above=0, maximum=1))
+        if self.lr_multipliers is not None:
+            self._check_multipliers()
         if self.schedule is not None:
             _checks.choice(self.schedule, "schedule", SCHEDULES)
         if self.warmup_epochs is not None:
             self._check_warmup()
         self._check_plateau()
+
+    def _check_multipliers(self) -> None:
+        given = self.lr_multipliers
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            raise TypeError(
+                "`lr_multipliers` must map names or patterns of layer groups to numbers. "
+                f"Received: lr_multipliers={given!r}"
+            )
+        if self.lr_decay is not None:
+            raise ValueError(
+                "give `lr_decay` or `lr_multipliers`, not both. "
+                f"Received: lr_decay={self.lr_decay}, lr_multipliers={dict(given)}"
+            )
+        checked = {
+            key: _checks.number(value, f"lr_multipliers[{key!r}]", minimum=0)
+            for key, value in given.items()
+        }
+        self._set("lr_multipliers", checked)
 
     def _check_warmup(self) -> None:
         if self.schedule in (None, "constant"):
@@ -158,6 +184,8 @@ class Stage:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "name" or value != field.default:
+                if isinstance(value, Mapping):
+                    value = dict(value)
                 config[field.name] = list(value) if isinstance(value, tuple) else value
         return config
 

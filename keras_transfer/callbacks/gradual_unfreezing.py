@@ -12,7 +12,6 @@ from keras_transfer import _keras_internals, _resolved_plan, _trainability
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.callbacks._plateau import Plateau
 from keras_transfer.layer_groups import Groups
-from keras_transfer.lr_groups import group_multipliers
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
 from keras_transfer.schedules import shape_schedule
@@ -169,6 +168,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             left = [stage.name for stage in self.plan.stages[self.stage_index + 1 :]]
             if left:
                 self._print(f"Training ended before: {', '.join(map(repr, left))}.")
+        self._optimizer().set_stage_multipliers(None)
         if not _resolved_plan.is_transfer_model(self.model):
             _trainability.give_back_optimizer(self.model)
         self._resolved = None
@@ -240,7 +240,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if stage.peak_lr is not None and not continues:
             optimizer.learning_rate = stage.peak_lr
         names = self._resolved.groups.names
-        optimizer.set_multipliers(group_multipliers(names, lr_decay=stage.lr_decay or 1.0))
+        optimizer.set_stage_multipliers(_resolved_plan.stage_multipliers(stage, names))
         shape, before = None, optimizer.shape
         if stage.schedule is not None:
             total = max(1, steps * stage.epochs // per_update)

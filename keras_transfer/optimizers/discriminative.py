@@ -126,13 +126,41 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             ValueError: If a multiplier is negative or not finite, a key matches no group,
                 or two keys match the same group.
         """
+        values = self._checked_multipliers(multipliers)
+        if self._own_multipliers is not None:
+            self._own_multipliers = {**self._own_multipliers, **values}
+        self._table.assign_multipliers(values)
+
+    def set_stage_multipliers(self, multipliers: Mapping[str, float] | None) -> None:
+        """Sets multipliers for as long as a stage runs; those of `set_multipliers` wait.
+
+        They are the plan's, so they are not saved.
+
+        Args:
+            multipliers: As in `set_multipliers`, or `None` to put back what that has set.
+        """
+        values = None if multipliers is None else self._checked_multipliers(multipliers)
+        own = self.own_multipliers
+        self._table.assign_multipliers(own if values is None else {**own, **values})
+        self._own_multipliers = None if values is None else own
+
+    def _checked_multipliers(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         values = self._table.resolve_multipliers(multipliers)
         if self._template.divides_by_rate and 0.0 in values.values():
             raise ValueError(
                 "`Ftrl` divides by its learning rate, so a multiplier of 0 would give NaN. Freeze "
                 "the layer group instead."
             )
-        self._table.assign_multipliers(values)
+        return values
+
+    # Multipliers that `set_multipliers` has set, while a stage has its own.
+    _own_multipliers: dict[str, float] | None = None
+
+    @property
+    def own_multipliers(self) -> dict[str, float]:
+        """Multipliers without the stage's: what `set_multipliers` has set."""
+        own = self.multipliers if self._own_multipliers is None else self._own_multipliers
+        return dict(own)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -331,7 +359,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             stage_start=int(self._stage_start.numpy()),
             learning_rate=(float(rate.numpy()) if isinstance(rate, keras.Variable) else None),
             groups=self._table.saved_groups(),
-            multipliers=self.multipliers,
+            multipliers=self.own_multipliers,
             states=self._table.saved_states(),
         )
         _saved_state.write(saved, store)
@@ -365,8 +393,12 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         if isinstance(rate, keras.Variable) and saved.learning_rate is not None:
             rate.assign(saved.learning_rate)
         with self._building():
+            of_stage = None if self._own_multipliers is None else self.multipliers
             self._table.load(saved)
             self._tell_keras()
+        if of_stage is not None:
+            self._own_multipliers = self.multipliers
+            self._table.assign_multipliers(of_stage)
 
     def _load_plain(self, store: Any) -> None:
         """Loads a file that a plain optimizer of the same class wrote over the same variables."""

@@ -219,3 +219,119 @@ def test_changing_rates_retraces_nothing():
     assert traced(rates) == count
     # Control: one that trains other variables is.
     assert traced([ktf.Stage("a", depth=1, epochs=2), *one]) == 2 * count
+
+
+# --- Multipliers by dictionary ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["transfer", "stock"])
+def test_a_stage_may_say_its_rates_by_dictionary(kind):
+    stages = [
+        ktf.Stage("a", depth="all", epochs=1, peak_lr=0.08, lr_multipliers={"s.*": 0.1, "mid": 2}),
+        ktf.Stage("b", depth="all", epochs=1, lr_multipliers={"stem": 0.0}),
+        ktf.Stage("c", depth="all", epochs=1),
+    ]
+    moves, _ = fit(make_model(keras.optimizers.Lion(0.9), kind), stages)
+    assert_rates(moves, [0.08] * 3, [[0.1, 2, 1], [0, 1, 1], [1, 1, 1]])
+
+
+def test_a_stage_that_says_no_rates_keeps_the_optimizers_multipliers_and_so_does_the_end(tmp_path):
+    stages = [
+        ktf.Stage("own", depth="all", epochs=1, peak_lr=0.08),
+        ktf.Stage("plan", depth="all", epochs=1, lr_decay=0.25),
+        ktf.Stage("own again", depth="all", epochs=1),
+        ktf.Stage("last", depth="all", epochs=1, lr_decay=0.25),
+    ]
+    model = make_model(keras.optimizers.Lion(0.9))
+    model.optimizer.set_multipliers({"stem": 0.5})
+    saved = keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.weights.h5"), verbose=0)
+    saved.save_weights_only = True
+    ratios = [[0.5, 1, 1], [0.0625, 0.25, 1], [0.5, 1, 1], [0.0625, 0.25, 1]]
+    moves, _ = fit(model, stages, saved)
+    assert_rates(moves, [0.08] * 4, ratios)
+    assert model.optimizer.multipliers == {"stem": 0.5, "mid": 1, "top": 1}
+    # A file written in the middle of a stage of its own holds the user's, not the stage's.
+    other = make_model(keras.optimizers.Lion(0.9))
+    other.load_weights(tmp_path / "2.weights.h5")
+    assert other.optimizer.multipliers == {"stem": 0.5, "mid": 1, "top": 1}
+
+
+def test_the_dry_run_knows_both_and_warns_of_a_multiplier_of_0():
+    model = make_model(keras.optimizers.SGD(0.1))
+    model.optimizer.set_multipliers({"stem": 0.0})
+    plan = ktf.UnfreezingPlan(
+        [
+            ktf.Stage("own", depth="all", epochs=1),
+            ktf.Stage("dict", depth="all", epochs=1, lr_multipliers={"mid": 0.0, "stem": 3.0}),
+        ]
+    )
+    dry_run = ktf.describe(model, plan)
+    assert dry_run.stages[0].rates == pytest.approx({"stem": 0, "mid": 0.1, "top": 0.1})
+    assert dry_run.stages[1].rates == pytest.approx({"stem": 0.3, "mid": 0, "top": 0.1})
+    assert "0 to 0.3" in str(dry_run)
+    expected = ["stage 'own' gives stem a learning rate of 0", "stage 'dict' gives mid a learning"]
+    uncompiled = ktf.TransferModel(
+        keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="mid")]),
+        keras.layers.Dense(3, name="top"),
+        groups="blocks",
+    )
+    zero = ktf.Stage("dict", depth="all", epochs=1, lr_multipliers={"mid": 0})
+    unknown_rate = ktf.describe(uncompiled, ktf.UnfreezingPlan([zero]))
+    for text in expected:
+        assert any(text in warning for warning in dry_run.warnings), dry_run.warnings
+    assert any(expected[1] in warning for warning in unknown_rate.warnings)
+
+
+def test_a_multiplier_for_an_unknown_group_is_an_error_at_the_start():
+    model = make_model("sgd")
+    before = model.get_weights()
+    stages = [
+        ktf.Stage("a", depth=1, epochs=1),
+        ktf.Stage("b", depth=1, epochs=1, lr_multipliers={"midd": 0.1}),
+    ]
+    message = r"Stage 'b', `lr_multipliers`: .*'midd'.*Did you mean 'mid'"
+    for run in (
+        lambda: fit(model, stages),
+        lambda: ktf.describe(model, ktf.UnfreezingPlan(stages)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_multipliers_of_a_stage_are_checked_and_survive_json():
+    stage = ktf.Stage("a", depth=1, epochs=1, lr_multipliers={"s.*": 0.5, "head": 1})
+    plan = ktf.UnfreezingPlan([stage])
+    assert ktf.UnfreezingPlan.from_json(plan.to_json()) == plan
+    assert hash(stage) == hash(ktf.Stage.from_config(stage.get_config()))
+    with pytest.raises(ValueError, match="Stage 'a': give `lr_decay` or `lr_multipliers`"):
+        ktf.Stage("a", depth=1, epochs=1, lr_decay=0.5, lr_multipliers={"stem": 1})
+    with pytest.raises(ValueError, match=r"`lr_multipliers\['stem'\]` must be .*at least 0"):
+        ktf.Stage("a", depth=1, epochs=1, lr_multipliers={"stem": -1})
+    with pytest.raises(TypeError, match="`lr_multipliers` must map"):
+        ktf.Stage("a", depth=1, epochs=1, lr_multipliers=0.5)
+
+
+def test_a_range_test_keeps_the_ratios_of_the_dictionary_and_of_the_optimizer():
+    def final_moves(stage):
+        model = make_model(keras.optimizers.Lion(0.9))
+        model.optimizer.set_multipliers({"mid": 0.5})
+        seen = []
+
+        class Spy(keras.utils.PyDataset):
+            def __len__(self):
+                return 2
+
+            def __getitem__(self, index):
+                seen.append([v.numpy() for v in model.trainable_variables if v.name == "kernel"])
+                return np.ones((4, 6)), np.ones((4, 3))
+
+        ktf.find_lr(model, Spy(), ktf.UnfreezingPlan([stage]), num_steps=20, verbose=0)
+        assert model.optimizer.multipliers == {"stem": 1, "mid": 0.5, "top": 1}
+        sizes = [np.abs(b - a).max() for a, b in zip(seen[2], seen[3], strict=True)]
+        return np.array(sizes) / sizes[-1]
+
+    own = ktf.Stage("own", depth="all", epochs=1)
+    by_dictionary = ktf.Stage("dict", depth="all", epochs=1, lr_multipliers={"stem": 0.1})
+    np.testing.assert_allclose(final_moves(own), [1, 0.5, 1], rtol=0.2)
+    np.testing.assert_allclose(final_moves(by_dictionary), [0.1, 1, 1], rtol=0.2)
