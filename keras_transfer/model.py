@@ -96,7 +96,8 @@ class TransferModel(keras.Model):
             self._shapes = (_shapes_of(inputs), _shapes_of(self(inputs)))
             # As a functional model: a subclass may still give itself metrics and layers.
             _keras_internals.unlock_state(self)
-        self._traced_variables: frozenset[int] = frozenset()
+        # The train function that a `fit` without a plan made last, and what trained then.
+        self._traced: tuple[Any, frozenset[int]] | None = None
         self._saved_flags: list[bool] | None = None
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -165,8 +166,8 @@ class TransferModel(keras.Model):
     def freeze_to(self, n: int) -> None:
         """Freezes `layer_groups[:n]` and lets the rest train.
 
-        Takes effect at the next step, also between two calls of `fit`, and keeps the
-        optimizer's state.
+        Takes effect at the next step: between two calls of `fit` or `train_on_batch`, and when
+        a callback of yours calls it within `fit`. The optimizer's state is kept.
 
         Args:
             n: Number of groups to freeze; negative counts from the head.
@@ -189,7 +190,16 @@ class TransferModel(keras.Model):
     def _train_only(self, variables: list[keras.Variable]) -> None:
         frozen = self.backbone.batch_norms if self.backbone.batch_norm == "freeze" else []
         still = _trainability.still_layers(variables, self.layer_groups, frozen)
-        _trainability.set_flags(self, variables, still)
+        if not (self.compiled and self.built):
+            _trainability.set_flags(self, variables, still)
+            return
+        optimizer = _trainability.adopt_optimizer(self, self.layer_groups)
+        if self.train_function is None and not optimizer.built:
+            # Slots are made at the first step, for what trains then.
+            _trainability.set_flags(self, variables, still)
+            return
+        _trainability.apply(self, variables, still, retrace=True)
+        self._traced = None
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints Keras's summary, followed by the table of layer groups."""
@@ -217,7 +227,7 @@ class TransferModel(keras.Model):
         super().compile(optimizer, loss, *args, **kwargs)
         if self.built:
             _trainability.adopt_optimizer(self, self.layer_groups)
-        self._traced_variables = frozenset()
+        self._traced = None
 
     def fit(
         self,
@@ -297,7 +307,7 @@ class TransferModel(keras.Model):
         if carrier is None:
             self._prepare_without_plan()
         else:
-            self._traced_variables = frozenset()
+            self._traced = None
         arguments = _staged_fit.FitArguments(
             x=x,
             y=y,
@@ -326,12 +336,13 @@ class TransferModel(keras.Model):
         """Lets flags that changed since the last `fit` take effect in the next step."""
         optimizer = _trainability.adopt_optimizer(self, self.layer_groups)
         training = frozenset(id(v) for v in self.trainable_variables)
-        if training == self._traced_variables:
+        # A callback of the user may have made another function, of other variables.
+        if self._traced is not None and self._traced == (self.train_function, training):
             return
         optimizer.start_stage(None)
         still = _trainability.layers_still_now(self)
         _trainability.apply(self, self.trainable_variables, still, retrace=True)
-        self._traced_variables = training
+        self._traced = (self.train_function, training)
 
     def _build_on(self, x: Any) -> None:
         if self.built:

@@ -53,6 +53,71 @@ def test_freezing_between_two_fits_takes_effect_without_recompiling():
     assert all(not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+def moved_by(model, train):
+    before = model.get_weights()
+    train()
+    return [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+
+
+HEAD_ALONE, ALL = [False] * 4 + [True] * 2, [True] * 6
+
+
+def test_freezing_between_two_calls_of_train_on_batch_takes_effect():
+    x, y = data()
+    model = transfer()
+    assert moved_by(model, lambda: model.train_on_batch(x, y)) == ALL
+    model.freeze()
+    assert moved_by(model, lambda: model.train_on_batch(x, y)) == HEAD_ALONE
+    model.fit(x, y, verbose=0)
+    model.unfreeze()
+    assert moved_by(model, lambda: model.train_on_batch(x, y)) == ALL
+    assert list(model.optimizer.group_steps.values()) == [2, 2, 4]
+
+
+def test_unfreezing_takes_effect_in_train_on_batch_after_a_frozen_fit():
+    x, y = data()
+    model = transfer()
+    model.freeze()
+    model.fit(x, y, verbose=0)
+    model.unfreeze()
+    assert moved_by(model, lambda: model.train_on_batch(x, y)) == ALL
+    model.freeze()
+    assert moved_by(model, lambda: model.fit(x, y, verbose=0)) == HEAD_ALONE
+
+
+class FreezesAfterTheFirstStep(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:
+            self.model.freeze()
+            self.frozen = self.model.get_weights()
+
+
+def test_a_callback_of_the_users_may_freeze_within_fit():
+    x, y = data()
+    model, freezes = transfer(), FreezesAfterTheFirstStep()
+    start = model.get_weights()
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[freezes], cache_features=False)
+    after_one = [not np.array_equal(a, b) for a, b in zip(start, freezes.frozen, strict=True)]
+    later = zip(freezes.frozen, model.get_weights(), strict=True)
+    assert after_one == ALL
+    assert [not np.array_equal(a, b) for a, b in later] == HEAD_ALONE
+
+
+class FreezesByHand(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.backbone.trainable = False
+        self.model.make_train_function(force=True)
+
+
+def test_flags_that_a_callback_changed_by_hand_are_not_believed_to_be_traced():
+    x, y = data()
+    model = transfer()
+    options = {"batch_size": 8, "verbose": 0, "cache_features": False}
+    model.fit(x, y, callbacks=[FreezesByHand()], **options)
+    model.backbone.trainable = True
+    assert moved_by(model, lambda: model.fit(x, y, **options)) == ALL
+
+
 @pytest.mark.parametrize("n", [3, -4])
 def test_freezing_everything_is_an_error(n):
     with pytest.raises(ValueError, match=r"3 layer groups, of which at least one must train"):
