@@ -228,19 +228,14 @@ NOT_DETERMINISTIC = r"the frozen part of the model is not deterministic \(it run
         (TensorFlowNoise, NOT_DETERMINISTIC.format("RandomStandardNormal")),
         (Counting, NOT_DETERMINISTIC.format("AssignVariableOp")),
         (Punishing, r"a frozen layer adds to the loss when it runs \(activity_regul.* add_loss\)"),
-        (
-            lambda: keras.layers.ActivityRegularization(0.1),
-            r"a frozen layer adds to the loss when it runs \(activity_regul.* add_loss\)",
-        ),
     ],
-    ids=["Keras noise", "TensorFlow noise", "counts", "add_loss", "activity"],
+    ids=["Keras noise", "TensorFlow noise", "counts", "add_loss"],
 )
 def test_a_layer_that_would_not_do_the_same_each_time(layer, reason):
     build = with_layer(layer, "stem")
     run = decided(build, plan=PLAN)
     line = f"Feature cache off for stage 'probe': {reason}; stage 'top': {reason}."
     assert re.fullmatch(line, run.decision), run.decision
-    assert_same(run, decided(build, False, plan=PLAN))
     refused(f"Features cannot be cached: {reason}. Pass cache_features=False.", build, plan=PLAN)
 
 

@@ -167,7 +167,7 @@ def embedding(seed=0, **options):
 
 def masked_lstm(seed=0):
     layers = [keras.Input((5,), dtype="int32"), embedding(seed, mask_zero=True)]
-    layers += [keras.layers.LSTM(6, return_sequences=True, name=n) for n in ("low", "high")]
+    layers.append(keras.layers.LSTM(6, return_sequences=True, name="lstm"))
     return keras.Sequential(layers, name="body")
 
 
@@ -195,8 +195,8 @@ def test_masks_of_an_embedding_travel_with_the_features():
     ids, _ = sentences()
     build, other = (lambda seed=n: sequence_model(masked_lstm(seed), "adam") for n in range(2))
     run = assert_exact(build, ids, LABELS, plan=PLAN, other=other)
-    features = FeatureCache().features(run.model, ids, "low", verbose=0)
-    np.testing.assert_array_equal(features["keras_transfer/features@2/mask"], ids != 0)
+    features = FeatureCache().features(run.model, ids, "embedding", verbose=0)
+    np.testing.assert_array_equal(features["keras_transfer/features@1/mask"], ids != 0)
 
 
 def test_inputs_that_are_read_again_later_travel_with_the_features():
@@ -212,7 +212,5 @@ def test_inputs_that_are_read_again_later_travel_with_the_features():
 
 
 def test_shuffled_arrays_come_in_the_same_order_and_losses_agree():
-    ids, _ = sentences()
-    build, other = (lambda seed=n: sequence_model(masked_lstm(seed), "sgd") for n in range(2))
     given = {"plan": PLAN, "shuffle": True, "validation_split": 0.3}
-    assert_exact(build, ids, LABELS, agree=assert_close, other=other, **given)
+    assert_exact(dense_model, *inputs(), agree=assert_close, **given)

@@ -475,15 +475,12 @@ class Steps(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     ("make", "options", "steps"),
     [
-        (lambda: arrays(), {}, 3),
         (lambda: arrays(), {"validation_split": 0.5}, 2),
         (lambda: arrays(), {"shuffle": "batch"}, 3),
-        (lambda: (dataset(),), {}, 3),
-        (lambda: (Batches(),), {}, 3),
         (lambda: (generator(),), {"steps_per_epoch": 5}, 5),
         (lambda: (unknown(),), {}, None),
     ],
-    ids=["arrays", "split", "batch", "data set", "PyDataset", "generator", "unknown"],
+    ids=["split", "batch", "generator", "unknown"],
 )
 def test_callbacks_are_told_how_many_steps_an_epoch_has(make, options, steps):
     told = Steps()

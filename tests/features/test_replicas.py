@@ -8,33 +8,22 @@ import sys
 import numpy as np
 import pytest
 
-CASES = ("arrays", "data set")
 
-pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def results():
+@pytest.mark.distributed
+def test_two_cached_replicas_are_one_that_is_not_cached():
     child = subprocess.run(
-        [sys.executable, "-m", "tests.replicas.feature_cache", *CASES],
+        [sys.executable, "-m", "tests.replicas.feature_cache"],
         capture_output=True,
         text=True,
         timeout=600,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
         check=False,
     )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    found = {result["case"]: result for result in map(json.loads, lines)}
-    assert child.returncode == 0, f"{sorted(found)} ran, then: {child.stderr[-3000:]}"
-    return found
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_cached_replicas_are_one_that_is_not_cached(results, case):
-    result = results[case]
+    assert child.returncode == 0, child.stderr[-3000:]
+    result = json.loads(child.stdout.splitlines()[-1])
     assert result["replicas"] == 2
     assert result["passes"] == ["training", "validation"]
-    assert "stage 'probe'" in result["decision"].split("; off")[0]
+    assert result["decision"].startswith("Feature cache on for stage 'probe' (")
     for one, two in (result["losses"], result["val_losses"]):
         np.testing.assert_allclose(two, one, rtol=1e-5)
     assert result["losses"][0][0] - result["losses"][0][-1] > 0.1, "nothing was learnt"

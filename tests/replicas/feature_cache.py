@@ -1,10 +1,9 @@
-"""Trains with cached features on one replica and on two; see test_replicas.py.
+"""Trains with cached features on one replica and on two; see tests/features/test_replicas.py.
 
 Logical devices have to be configured before TensorFlow starts, so this cannot be a test.
 """
 
 import json
-import sys
 
 import keras
 import numpy as np
@@ -13,25 +12,19 @@ import tensorflow as tf
 from keras_transfer.features import FeatureCache
 from tests.features.toys import PLAN, dense_model, fit, inputs
 
-CASES = {
-    "arrays": lambda: (inputs(24), {"batch_size": 8}),
-    "data set": lambda: ((tf.data.Dataset.from_tensor_slices(inputs(24)).batch(8),), {}),
-}
 
-
-def train(kind, scope, cache_features):
+def train(scope, cache_features):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     with scope():
         model = dense_model(optimizer=keras.optimizers.Adam(1e-2))
-    data, options = CASES[kind]()
+    validation = tf.data.Dataset.from_tensor_slices(inputs(16, seed=3)).batch(8)
     return fit(
         model,
-        *data,
+        *inputs(24),
         plan=PLAN,
-        validation_data=tf.data.Dataset.from_tensor_slices(inputs(16, seed=3)).batch(8),
+        validation_data=validation,
         cache_features=cache_features,
-        **options,
     )
 
 
@@ -40,28 +33,26 @@ def distance(one, two):
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def main(cases):
+def main():
     devices = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    for case in cases:
-        one = train(case, lambda: tf.device("CPU:0"), False)
-        two = train(case, strategy.scope, "auto")
-        perturbed = train(case, strategy.scope, FeatureCache(dtype="bfloat16"))
-        result = {
-            "case": case,
-            "replicas": two.model.distribute_strategy.num_replicas_in_sync,
-            "passes": two.passes,
-            "decision": two.decision,
-            "distance": distance(one, two),
-            "perturbed": distance(one, perturbed),
-            "losses": [one.history["loss"], two.history["loss"]],
-            "val_losses": [one.history["val_loss"], two.history["val_loss"]],
-        }
-        print(json.dumps(result), flush=True)
+    one = train(lambda: tf.device("CPU:0"), False)
+    two = train(strategy.scope, "auto")
+    perturbed = train(lambda: tf.device("CPU:0"), FeatureCache(dtype="bfloat16"))
+    result = {
+        "replicas": two.model.distribute_strategy.num_replicas_in_sync,
+        "passes": two.passes,
+        "decision": two.decision,
+        "distance": distance(one, two),
+        "perturbed": distance(one, perturbed),
+        "losses": [one.history["loss"], two.history["loss"]],
+        "val_losses": [one.history["val_loss"], two.history["val_loss"]],
+    }
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
