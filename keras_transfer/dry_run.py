@@ -190,7 +190,7 @@ def describe(
                 trains=resolved.naming(found, most=2),
                 trainable_parameters=found.parameters,
                 optimizer_bytes=sum(slots[v] for v in trained_so_far) if compiled else None,
-                rates={} if rate is None else {name: rate * multipliers.get(name, 1.0) for name in names},
+                rates={n: rate * multipliers.get(n, 1.0) for n in names if rate is not None},
             )
         )
     return PlanDescription(

@@ -52,7 +52,8 @@ def find_lr(
     counts and learning rate or schedule, the order of shuffles in `data`, and the random
     numbers of Keras, TensorFlow, NumPy and Python. Four things are out of reach: your own
     objects that `data` or `train_step` change (a generator that is read, a
-    `numpy.random.Generator`, a `tf.Variable` that is no attribute of a layer),
+    `numpy.random.Generator`, a `tf.Variable` that no layer holds, Keras augmentation layers
+    inside `Dataset.map`, `Dataset.random(rerandomize_each_iteration=True)`),
     `tf.random.uniform` and its like in a `tf.function` of your own that had run before,
     the order of a `tf.data` shuffle over more than 64 MB of arrays, and attributes that
     layers set on themselves as they run.

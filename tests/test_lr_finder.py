@@ -466,6 +466,40 @@ def test_two_replicas_measure_what_one_does_and_leave_no_trace():
     np.testing.assert_allclose(result["two"], result["one"], rtol=1e-4)
     assert result["restored"]
     assert result["trains_afterwards"]
+    assert result["replicas_differ"], "control: BatchNorm keeps statistics of each replica's own"
+    assert result["each_replica_restored"]
+
+
+class CountsInRawVariables(keras.layers.Layer):
+    """Keeps state where Keras does not look for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(0, trainable=False)
+        self.nested = {"more": [tf.Variable(0, trainable=False)]}
+        self.module = tf.Module()
+        self.module.calls = tf.Variable(0, trainable=False)
+        self.random = tf.random.Generator.from_seed(1)
+
+    def call(self, x):
+        for variable in self.raw():
+            variable.assign_add(1)
+        return x + 0 * self.random.normal(())
+
+    def raw(self):
+        return [self.calls, self.nested["more"][0], self.module.calls]
+
+
+def test_raw_variables_that_a_layer_holds_are_put_back():
+    layer = CountsInRawVariables()
+    model = keras.Sequential([keras.Input((6,)), layer, keras.layers.Dense(2, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(X, Y, verbose=0)
+    before = [int(v.numpy()) for v in layer.raw()], layer.random.state.numpy().tolist()
+    find_lr(model, (X, Y), **SHORT)
+    assert ([int(v.numpy()) for v in layer.raw()], layer.random.state.numpy().tolist()) == before
+    model.fit(X, Y, verbose=0)
+    assert [int(v.numpy()) for v in layer.raw()] != before[0]
 
 
 # --- Bad input --------------------------------------------------------------------------------

@@ -41,6 +41,21 @@ def make_model():
     return model
 
 
+def make_batch_norm_model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((6,)), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model = keras.Sequential(layers)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def of_each_replica(strategy, model):
+    return [
+        [copy.numpy().tolist() for copy in strategy.experimental_local_results(v.value)]
+        for v in model.variables
+    ]
+
+
 def state(model):
     return [v.numpy().tobytes() for v in [*model.variables, *model.optimizer.variables]]
 
@@ -62,6 +77,13 @@ def main():
         found["restored"] = state(model) == before and found.get("restored", True)
         model.fit(data, verbose=0)
         found["trains_afterwards"] = state(model) != before
+    with strategy.scope():
+        model = make_batch_norm_model()
+    model.fit(data, verbose=0)
+    before = of_each_replica(strategy, model)
+    found["replicas_differ"] = any(copies[0] != copies[1] for copies in before)
+    find_lr(model, data, num_steps=20, verbose=0)
+    found["each_replica_restored"] = of_each_replica(strategy, model) == before
     print(json.dumps(found))
 
 
