@@ -86,6 +86,11 @@ def set_mask(tensor: Any, mask: Any) -> None:
 # --- The graph of a functional model --------------------------------------------------------
 
 
+def operation_of(tensor: keras.KerasTensor) -> Any:
+    """Returns the layer or operation that a functional model's symbolic tensor comes from."""
+    return tensor._keras_history.operation
+
+
 def functional_of(model: Any) -> Functional | None:
     """Returns the functional model that `model` is or (Sequential) holds, else `None`.
 

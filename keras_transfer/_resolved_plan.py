@@ -112,6 +112,12 @@ def resolve(
                     f"A `TransferModel` has its own layer groups; `{name}` is for stock models. "
                     "Say it to `TransferModel` instead."
                 )
+        if not model.built:
+            raise ValueError(
+                f"{model.name!r} is not built yet, so its head has no variables: its backbone is "
+                "not a functional model. Call the model once on a batch, or `fit` it, and then "
+                "ask again."
+            )
         found: LayerGroups = model.layer_groups
         backbone = model.backbone
         frozen = backbone.batch_norms if backbone.batch_norm == "freeze" else []

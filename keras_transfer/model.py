@@ -16,7 +16,7 @@ from keras_transfer.features import FeatureCache, _entry
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
 from keras_transfer.layers import PretrainedBackbone
 from keras_transfer.layers._head_split import split_head
-from keras_transfer.layers._loss_check import check_loss_matches_activation
+from keras_transfer.layers._loss_check import check_loss_matches_activation, last_operation
 from keras_transfer.optimizers import discriminative
 
 
@@ -221,8 +221,11 @@ class TransferModel(keras.Model):
             ValueError: If the head's activation and the loss's `from_logits` disagree, or
                 the optimizer cannot have per-group rates.
         """
-        if hasattr(self.head, "activation"):
-            check_loss_matches_activation(loss, self.head.activation)
+        ending = last_operation(self.head)
+        if isinstance(ending, keras.layers.Softmax):
+            check_loss_matches_activation(loss, ending)
+        elif hasattr(ending, "activation"):
+            check_loss_matches_activation(loss, ending.activation)
         optimizer = discriminative(optimizer)
         super().compile(optimizer, loss, *args, **kwargs)
         if self.built:

@@ -13,6 +13,7 @@ import keras_transfer as ktf
 from keras_transfer.callbacks import GradualUnfreezing
 from keras_transfer.layers import ClassificationHead, PretrainedBackbone
 from tests.callbacks import toys
+from tests.test_model import unbuilt
 
 MAKERS = pytest.mark.parametrize("make", [toys.stock, toys.transfer])
 
@@ -138,6 +139,12 @@ def test_a_backbone_has_to_be_a_built_model_with_weights(use, model, error, mess
 def test_a_head_has_to_be_a_layer(head):
     with pytest.raises(TypeError, match=r"`head` must be a Keras layer or model\. Received: head="):
         ktf.TransferModel(toys.backbone(), head)
+
+
+def test_a_dry_run_of_a_model_that_is_not_built_says_so():
+    model = unbuilt()
+    with pytest.raises(ValueError, match=r"is not built yet.*Call the model once on a batch"):
+        ktf.describe(model, plan_of(depth=1))
 
 
 def test_an_unbuilt_stock_model_is_an_error():

@@ -199,6 +199,15 @@ def test_functional_of_finds_the_graph_that_calling_the_model_runs():
     assert _keras_internals.functional_of(Holder()) is None
 
 
+def test_operation_of_is_the_last_layer_or_operation():
+    inputs = keras.Input((4,))
+    layer = keras.layers.Dense(3, name="logits")
+    logits = layer(inputs)
+    assert _keras_internals.operation_of(logits) is layer
+    probabilities = keras.ops.softmax(logits)
+    assert not isinstance(_keras_internals.operation_of(probabilities), keras.layers.Layer)
+
+
 def branched():
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     x = keras.layers.Dense(4, name="first")(a)

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_transfer import _keras_internals
+
 _PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid")
 
 
@@ -41,6 +43,24 @@ def check_loss_matches_activation(loss: Any, activation: Any) -> None:
     for one in _flatten(loss):
         if _from_logits(one) == (not returns_logits):
             raise ValueError(_message(one, name))
+
+
+def last_operation(head: keras.layers.Layer) -> Any:
+    """Returns what computes a head's output: the head itself, or what ends a nested model.
+
+    Args:
+        head: Layer or model. A functional model ends in the layer or operation of its one
+            output, a `keras.Sequential` in its last layer; others are returned as they are.
+    """
+    while not hasattr(head, "activation"):
+        if isinstance(head, keras.Sequential) and head.layers:
+            head = head.layers[-1]
+            continue
+        functional = _keras_internals.functional_of(head)
+        if functional is None or isinstance(functional.output, list | tuple | dict):
+            return head
+        head = _keras_internals.operation_of(functional.output)
+    return head
 
 
 def _message(loss: Any, activation: str) -> str:

@@ -40,7 +40,8 @@ class PretrainedBackbone(keras.layers.Layer):
             statistics move while the group trains.
         preprocess: Layer or registered function applied to the inputs first (scaling, say);
             saved and cached with the backbone. It always runs as in inference, so random
-            augmentation does not belong here.
+            augmentation does not belong here. A layer's weights never train: the layer that
+            you pass is frozen.
         **kwargs: `name` and the other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -109,6 +110,7 @@ class PretrainedBackbone(keras.layers.Layer):
         # Takes the flag given as an argument down to the wrapped model.
         if not self.trainable or self.batch_norm == "freeze":
             self.trainable = self.trainable
+        self._freeze_preprocess()
 
     @property
     def trainable(self) -> bool:
@@ -121,6 +123,13 @@ class PretrainedBackbone(keras.layers.Layer):
         if getattr(self, "batch_norm", None) == "freeze":
             for layer in self.batch_norms:
                 layer.trainable = False
+        self._freeze_preprocess()
+
+    def _freeze_preprocess(self) -> None:
+        # It lies before the stem and belongs to no layer group.
+        preprocess = getattr(self, "preprocess", None)
+        if isinstance(preprocess, keras.layers.Layer):
+            preprocess.trainable = False
 
     @property
     def is_functional(self) -> bool:

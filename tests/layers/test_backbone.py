@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_transfer as ktf
 from keras_transfer.layers import PretrainedBackbone
 from tests.test_layer_groups import masked_lstm, transformer
 
@@ -56,3 +57,19 @@ def test_a_backbone_is_the_same_after_saving_and_loading(tmp_path):
 def test_an_unknown_policy_is_an_error():
     with pytest.raises(ValueError, match="Did you mean 'inference'"):
         PretrainedBackbone(normalized(), batch_norm="inferense")
+
+
+def test_weights_of_preprocess_never_train():
+    scale = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6, name="scale")])
+    backbone = PretrainedBackbone(normalized(), preprocess=scale)
+    model = ktf.TransferModel(backbone, keras.layers.Dense(1, name="new"))
+    model.compile("adam", "mse")
+    model.backbone.trainable = True
+    before = scale.get_weights()
+    x, y = np.random.normal(size=(8, 6)).astype("float32"), np.ones((8, 1))
+    model.fit(x, y, verbose=0)
+    model.unfreeze()
+    plan = ktf.UnfreezingPlan([ktf.Stage("all", depth="all", epochs=1)])
+    model.fit(x, y, verbose=0, callbacks=[ktf.callbacks.GradualUnfreezing(plan, verbose=0)])
+    for old, new in zip(before, scale.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)

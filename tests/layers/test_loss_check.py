@@ -3,6 +3,7 @@ import functools
 import keras
 import pytest
 
+import keras_transfer as ktf
 from keras_transfer.layers._loss_check import check_loss_matches_activation
 
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -76,3 +77,36 @@ def test_probabilities_into_a_loss_for_logits_are_refused(loss, activation):
 def test_logits_into_a_loss_for_probabilities_are_refused(loss, activation):
     with pytest.raises(ValueError, match=r"returns logits .*from_logits=True"):
         check_loss_matches_activation(loss, activation)
+
+
+def functional_head(end):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, end(keras.layers.Dense(3, name="logits")(inputs)))
+
+
+def transfer(head):
+    backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="stem")])
+    return ktf.TransferModel(backbone, head)
+
+
+ENDS_IN_PROBABILITIES = {
+    "our_head": lambda: keras.Sequential([ktf.layers.ClassificationHead(3)]),
+    "dense": lambda: keras.Sequential([keras.layers.Dense(3, "softmax")]),
+    "softmax_layer": lambda: keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()]),
+    "activation": lambda: functional_head(keras.layers.Activation("softmax")),
+    "nested": lambda: keras.Sequential([functional_head(keras.layers.Softmax())]),
+}
+
+
+@pytest.mark.parametrize("make", ENDS_IN_PROBABILITIES.values(), ids=ENDS_IN_PROBABILITIES)
+def test_heads_made_of_layers_are_looked_through(make):
+    with pytest.raises(ValueError, match=r"returns probabilities \(activation='softmax'\)"):
+        transfer(make()).compile("adam", LOGITS)
+    transfer(make()).compile("adam", PROBABILITIES)
+
+
+def test_logits_of_a_nested_head_are_refused_and_an_operation_behind_them_is_seen():
+    head = keras.Sequential([keras.layers.Dropout(0.1), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"returns logits"):
+        transfer(head).compile("adam", PROBABILITIES)
+    transfer(functional_head(keras.ops.softmax)).compile("adam", PROBABILITIES)
