@@ -111,7 +111,9 @@ class Prefix:
                 split = split_head(self.model.head)
                 assert split is not None
                 features = self.model.backbone.pack_outputs(tensors)
+                _keras_internals.take_losses_of_call(self.model.head)
                 tensors = [split.pool(features)]
+                self._adds_losses |= _keras_internals.take_losses_of_call(self.model.head)
             fields.update(point.pack(tensors))
         return fields
 

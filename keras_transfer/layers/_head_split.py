@@ -32,7 +32,8 @@ def split_head(head: keras.layers.Layer) -> HeadSplit | None:
     """Splits a head after its leading layers without weights, or returns `None`.
 
     One of the package's heads is split after its pooling, a `keras.Sequential` before its
-    first layer with weights or dropout. Other heads, and those that pool nothing, are not.
+    first layer with weights, dropout, or anything else that training might change. Other heads,
+    and those that pool nothing, are not.
     """
     if isinstance(head, Head):
         return _split_own(head)
@@ -67,7 +68,7 @@ def _mask_of(features: Any, key: str | None) -> Any:
 def _split_sequential(head: keras.Sequential) -> HeadSplit | None:
     layers = list(head.layers)
     leading = 0
-    while leading < len(layers) and not layers[leading].weights and not _is_random(layers[leading]):
+    while leading < len(layers) and _is_always_the_same(layers[leading]):
         leading += 1
     if leading in (0, len(layers)):
         return None
@@ -81,8 +82,17 @@ def _split_sequential(head: keras.Sequential) -> HeadSplit | None:
     return HeadSplit(pool, classify, layers[:leading])
 
 
-def _is_random(layer: keras.layers.Layer) -> bool:
-    return any(_keras_internals.is_random(one) for one in _keras_internals.flatten_layers(layer))
+def _is_always_the_same(layer: keras.layers.Layer) -> bool:
+    """Whether a layer does the same whatever has been trained, and in training too."""
+    inside = _keras_internals.flatten_layers(layer)
+    # A functional model takes `training` only to hand it on.
+    own = [one for one in inside if _keras_internals.functional_of(one) is None]
+    return not layer.weights and not any(
+        _keras_internals.is_random(one)
+        or _keras_internals.accepts_training(one)
+        or one.activity_regularizer is not None
+        for one in own
+    )
 
 
 def _run(layers: list[keras.layers.Layer], value: Any, training: bool | None) -> Any:
