@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_transfer._fit_checks import first_batch
+from keras_transfer.layers.heads import Head
 
 SPARSE = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
 ONE_HOT = (
@@ -22,6 +24,23 @@ BINARY = (
     "BinaryCrossentropy",
     "binary_focal_crossentropy",
     "BinaryFocalCrossentropy",
+)
+# Losses that compare outputs with targets one by one, and stretch one to the other's shape.
+ELEMENTWISE = (
+    "mean_squared_error",
+    "MeanSquaredError",
+    "mean_absolute_error",
+    "MeanAbsoluteError",
+    "mean_absolute_percentage_error",
+    "MeanAbsolutePercentageError",
+    "mean_squared_logarithmic_error",
+    "MeanSquaredLogarithmicError",
+    "huber",
+    "Huber",
+    "log_cosh",
+    "LogCosh",
+    "poisson",
+    "Poisson",
 )
 NOT_LOOKED_AT = "(later batches are not looked at)"
 
@@ -37,7 +56,8 @@ def check_labels(model: Any, x: Any, y: Any, validation_data: Any = None) -> Non
 
     Raises:
         ValueError: If class ids are out of range or no whole numbers, if one-hot labels
-            have another width, or if yes-or-no labels are not between 0 and 1.
+            have another width, if yes-or-no labels are not between 0 and 1, or if the targets
+            of a regression have another width than one of the package's heads.
     """
     task = _Task.of(model)
     if task is None:
@@ -80,23 +100,25 @@ class _Task:
     @classmethod
     def of(cls, model: Any) -> _Task | None:
         """Returns the task of a model with one output and a loss that takes labels."""
-        loss = model.loss
-        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        if name not in (*SPARSE, *ONE_HOT, *BINARY):
+        loss = _only_one(model.loss)
+        name = _name_of(loss)
+        by_element = name in ELEMENTWISE and isinstance(model.head, Head)
+        if name not in (*SPARSE, *ONE_HOT, *BINARY) and not by_element:
             return None
         shape = getattr(model, "output_shape", None)
         if shape is not None and not (isinstance(shape, tuple) and shape and shape[-1]):
             return None
-        classes = getattr(model.head, "num_classes", None)
-        units = classes if classes is not None else shape[-1] if shape is not None else None
-        if units is None or (units < 2 and name not in BINARY):
+        counts = [n for n in ("num_classes", "num_outputs") if hasattr(model.head, n)]
+        units = getattr(model.head, counts[0]) if counts else shape[-1] if shape else None
+        if units is None or (units < 2 and name not in (*BINARY, *ELEMENTWISE)):
             return None
-        by_head = f"The head has num_classes={units}"
-        stated = by_head if classes is not None else f"The model has {units} outputs"
+        by_head = f"The head has {counts[0]}={units}" if counts else ""
+        stated = by_head or f"The model has {units} outputs"
         rank = None if shape is None else len(shape)
         return cls(name, units, stated, rank, getattr(loss, "ignore_class", None))
 
     def check(self, y: Any, where: str) -> None:
+        y = _only_one(y)
         if y is None or isinstance(y, dict | list | tuple | tf.RaggedTensor | tf.SparseTensor):
             return
         labels = np.asarray(y)
@@ -107,6 +129,8 @@ class _Task:
             self._check_class_ids(labels, where)
         elif self.loss in ONE_HOT:
             self._check_one_hot(labels, where)
+        elif self.loss in ELEMENTWISE:
+            self._check_width(labels, where)
         else:
             self._check_binary(labels, where)
 
@@ -150,6 +174,25 @@ class _Task:
                 "For class ids use loss='sparse_categorical_crossentropy'."
             )
 
+    def _check_width(self, labels: Any, where: str) -> None:
+        rank = self.rank or max(2, labels.ndim)
+        if labels.ndim == rank and labels.shape[-1] == self.units:
+            return
+        if self.units == 1 and labels.ndim == max(1, rank - 1):
+            return
+        if self.units == 1 and self.rank is None and labels.ndim > 1:
+            return  # one for each position of a sequence, perhaps
+        shape = ", ".join(["batch", *["..."] * (rank > 2), str(self.units)])
+        remedy = f"Set num_outputs={labels.shape[-1]}, or leave out columns."
+        if self.units > 1:
+            remedy = "Give a value for each output."
+        if "num_classes" in self.stated and labels.dtype.kind in "biu":
+            remedy = "For class ids use loss='sparse_categorical_crossentropy'."
+        raise ValueError(
+            f"{self.stated}, but the targets {where} have shape {labels.shape}; {self.loss} takes "
+            f"targets of shape ({shape}), and Keras would stretch others to it. {remedy}"
+        )
+
     def _check_binary(self, labels: Any, where: str) -> None:
         if self.units > 1 and (labels.ndim < 2 or labels.shape[-1] != self.units):
             raise ValueError(
@@ -164,3 +207,20 @@ class _Task:
                 "num_classes=3 or more, activation='softmax' and "
                 "loss='sparse_categorical_crossentropy'."
             )
+
+
+def _only_one(structure: Any) -> Any:
+    """Returns what a list, tuple or dict of one holds; anything else as it is."""
+    while isinstance(structure, list | tuple | dict) and len(structure) == 1:
+        values = structure.values() if isinstance(structure, dict) else structure
+        structure = next(iter(values))
+    return structure
+
+
+def _name_of(loss: Any) -> str:
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)  # "mse" is short for another name
+        except ValueError:
+            return str(loss)
+    return str(getattr(loss, "__name__", type(loss).__name__))

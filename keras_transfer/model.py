@@ -255,8 +255,10 @@ class TransferModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, under a plan if a callback carries one.
 
-        Before any work starts it checks that the labels fit the head (arrays wholly, a
-        data set by its first batch only), and the callbacks against each other.
+        Before any work starts it checks the callbacks against each other and, where the head
+        has one output, that the labels fit it (arrays wholly, a data set by its first batch
+        only): class ids, one-hot and yes-or-no labels under the cross-entropies and, with one
+        of the package's heads, the width of targets under losses such as mean squared error.
 
         While the first layer groups are frozen, their output for an example stays the same: it
         is computed in one pass over the data and kept (`cache_features`). Callbacks see one

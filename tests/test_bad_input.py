@@ -311,3 +311,47 @@ def test_verbose_comes_third_and_head_by_name_only():
 
 def test_steps_per_epoch_comes_fourth_in_a_dry_run():
     ktf.describe(classifier(), plan_of(depth=1), None, 5)
+
+
+REGRESSION = ktf.layers.RegressionHead
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", keras.losses.Huber(), ["mse"]])
+@pytest.mark.parametrize(
+    ("outputs", "shape"), [(1, (6, 5)), (1, (6, 6)), (2, (6, 1)), (3, (6,)), (3, (6, 2))]
+)
+def test_targets_of_another_width_than_the_head_are_an_error(loss, outputs, shape):
+    model = classifier(loss, REGRESSION(outputs))
+    with pytest.raises(ValueError, match=rf"num_outputs={outputs}, but the targets in `y`"):
+        model.fit(X, np.ones(shape), verbose=0, callbacks=[Untouched()])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shape"), [(1, (6,)), (1, (6, 1)), (2, (6, 2)), (3, (6, 3))]
+)
+def test_targets_of_the_width_of_the_head_are_let_pass(outputs, shape):
+    classifier("mse", REGRESSION(outputs)).fit(X, np.ones(shape), verbose=0)
+
+
+def test_targets_for_each_position_of_a_sequence_are_let_pass():
+    body = keras.Sequential([keras.Input((5, 6)), keras.layers.Dense(4, name="stem")])
+    model = ktf.TransferModel(body, REGRESSION(1, pooling=None))
+    model.compile("adam", "mse")
+    for shape in [(6, 5, 1)]:
+        model.fit(np.ones((6, 5, 6)), np.ones(shape), verbose=0)
+
+
+def test_class_ids_under_a_loss_for_quantities_are_an_error():
+    model = classifier("mse", ClassificationHead(3))
+    with pytest.raises(ValueError, match="use loss='sparse_categorical_crossentropy'"):
+        model.fit(X, IDS, verbose=0, callbacks=[Untouched()])
+    model.fit(X, np.eye(3)[IDS], verbose=0)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_a_loss_in_a_list_or_dict_of_one_is_looked_at_too(as_dict):
+    loss = {"head": SPARSE} if as_dict else [SPARSE]
+    labels = {"head": IDS + 1} if as_dict else [IDS + 1]
+    for y in (IDS + 1, labels):
+        with pytest.raises(ValueError, match="class ids run from 0 to 2"):
+            classifier(loss).fit(X, y, verbose=0, callbacks=[Untouched()])
