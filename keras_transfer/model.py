@@ -379,10 +379,16 @@ class TransferModel(keras.Model):
         """Loads weights as `keras.Model.load_weights` does; all of them, or none.
 
         Raises:
-            ValueError: If the file was written by a model of another architecture.
+            ValueError: If the file was written by a model of another architecture, also by
+                one with more layers.
         """
         load = super().load_weights
-        load_wholly(self, filepath, lambda: load(filepath, skip_mismatch, **kwargs))
+        load_wholly(
+            self,
+            filepath,
+            lambda: load(filepath, skip_mismatch, **kwargs),
+            skip_mismatch=skip_mismatch,
+        )
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         # Only a model that is not functional is built here, its head with it.

@@ -168,6 +168,46 @@ def test_weights_of_another_architecture_are_an_error_and_none_is_loaded(
         np.testing.assert_array_equal(a, b)
 
 
+def deeper_backbone(name="extra"):
+    return keras.Sequential(
+        [keras.Input((6,)), *backbone().layers, keras.layers.Dense(8, name=name)]
+    )
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_file_of_a_deeper_model_is_an_error_that_names_the_surplus(tmp_path, fitted):
+    new = keras.layers.Dense(3, "softmax", name="new")
+    saved = ktf.TransferModel(deeper_backbone(), new, "blocks")
+    saved.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    if fitted:
+        saved.fit(*data(), verbose=0)
+    saved.save_weights(tmp_path / "w.weights.h5")
+    model = transfer()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"holds 2 more arrays .*\(of the layers 'extra'\)"):
+        model.load_weights(tmp_path / "w.weights.h5")
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.load_weights(tmp_path / "w.weights.h5", skip_mismatch=True)
+    np.testing.assert_array_equal(model.get_weights()[0], saved.get_weights()[0])
+
+
+def test_names_that_keras_gave_do_not_keep_a_file_from_being_loaded(tmp_path):
+    def numbered():
+        layers = [keras.layers.Dense(8), keras.layers.BatchNormalization()]
+        body = keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dropout(0.1)])
+        model = ktf.TransferModel(body, ktf.layers.ClassificationHead(3, dropout=0.1))
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.fit(*data(), verbose=0)
+        return model
+
+    saved, model = numbered(), numbered()
+    saved.save_weights(tmp_path / "w.weights.h5")
+    model.load_weights(tmp_path / "w.weights.h5")
+    for a, b in zip(saved.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_what_does_not_fit_may_be_skipped_as_in_keras(tmp_path):
     file = tmp_path / "w.weights.h5"
     saved = ktf.TransferModel(backbone(), keras.layers.Dense(4, name="new"), "blocks")
