@@ -19,6 +19,8 @@ from keras_transfer.features._pipeline import batch_size_of, examine
 from keras_transfer.features._prefix import input_signature
 from keras_transfer.features._table import fit_dtype
 
+NO_TENSOR = tf.type_spec_from_value(None)
+
 Batch = tuple[Any, ...]  # (inputs,), (inputs, targets) or (inputs, targets, sample weights)
 
 
@@ -121,7 +123,7 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
     verdict = examine(dataset)
     cardinality = int(dataset.cardinality())
     spec = dataset.element_spec
-    inputs = spec[0] if isinstance(spec, tuple) else spec
+    inputs = _as_tuple(spec)[0]
     size = batch_size_of(dataset)
     problem = _problem_of_batches(spec)
     return Source(
@@ -140,11 +142,10 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
 
 def _problem_of_batches(spec: Any) -> str:
     """Returns why batches of this `element_spec` cannot be kept; empty if they can."""
-    leaves = [leaf for leaf in tf.nest.flatten(spec) if leaf.value_type is not type(None)]
-    if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
-        return "its batches hold ragged or sparse tensors"
-    targets = spec[1:] if isinstance(spec, tuple) else ()
-    if any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(targets)):
+    inputs, *targets = _as_tuple(spec)
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten([inputs, targets])):
+        return "its batches hold something else than dense tensors"
+    if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(targets)):
         return "its targets hold strings"
     return ""
 
@@ -184,11 +185,13 @@ def generator_source(data: Iterator[Any], steps: int | None) -> tuple[Source, It
 
 
 def _as_tuple(batch: Any) -> Batch:
-    if isinstance(batch, tuple):
-        return tuple(part for part in batch if part is not None)
-    if isinstance(batch, list):
-        return tuple(batch)
-    return (batch,)
+    """Returns a batch, or the `element_spec` of one, without what is left out at its end."""
+    if not isinstance(batch, tuple | list):
+        return (batch,)
+    parts = list(batch)
+    while len(parts) > 1 and isinstance(parts[-1], type(None) | type(NO_TENSOR)):
+        parts.pop()
+    return tuple(parts)
 
 
 def _without_batch_size(spec: Any) -> Any:

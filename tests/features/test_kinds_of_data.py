@@ -130,6 +130,13 @@ def test_sample_weights_in_a_data_set_are_kept():
     )
 
 
+def test_a_data_set_may_leave_sample_weights_out():
+    data = tf.data.Dataset.from_tensor_slices(inputs()).batch(SIZE)
+    cached = train(dense_model, "auto", data.map(lambda x, y: (x, y, None)), plan=HEAD_ONLY)
+    assert cached.passes == ["training"]
+    assert_same(cached, train(dense_model, False, data, plan=HEAD_ONLY))
+
+
 class Distance(keras.layers.Layer):
     """A head that makes its own loss."""
 
@@ -408,7 +415,7 @@ STREAMS = {
     ),
     "ragged": (
         lambda: ((ragged(),), {}),
-        "its batches hold ragged or sparse tensors",
+        "its batches hold something else than dense tensors",
     ),
     "strings as targets": (
         lambda: ((dataset().map(lambda x, y: (x, {"one": y["one"], "two": "?"})),), {}),
