@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -188,7 +190,9 @@ def test_a_file_of_a_deeper_model_is_an_error_that_names_the_surplus(tmp_path, f
         model.load_weights(tmp_path / "w.weights.h5")
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    model.load_weights(tmp_path / "w.weights.h5", skip_mismatch=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer's state does not fit either
+        model.load_weights(tmp_path / "w.weights.h5", skip_mismatch=True)
     np.testing.assert_array_equal(model.get_weights()[0], saved.get_weights()[0])
 
 
