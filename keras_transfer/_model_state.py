@@ -16,8 +16,9 @@ class ModelState:
     """What `model` is like at this moment.
 
     Kept are the values of all variables (weights, moving statistics, metrics, seed
-    generators, and each `tf.Variable` that a layer holds), the flags of layers and variables, which optimizer there is, and the traced
-    functions. The optimizer's own state is not: give the model another optimizer meanwhile.
+    generators, and each `tf.Variable` that a layer holds), the flags of layers and
+    variables, which optimizer there is, and the traced functions. The optimizer's own state
+    is not: give the model another optimizer meanwhile.
 
     Args:
         model: A built and compiled model.

@@ -24,7 +24,11 @@ class GradualUnfreezing(keras.callbacks.Callback):
     Sequential or subclassed Keras model. It sets what trains at the start of each stage,
     gives the optimizer slots for what is new (the state of the rest is untouched), retraces
     the train step, and prints one line. It does not matter whether you froze layers before.
-    A stock model gets its plain optimizer back when training ends.
+    A stock model gets its plain optimizer back when training ends. An exception or
+    Ctrl-C in `fit` ends it without telling callbacks: then call
+    `GradualUnfreezing.give_back_optimizer(model)`. `.keras` files that a `ModelCheckpoint`
+    writes while it runs hold the optimizer of this package: they load after
+    `import keras_transfer`.
 
     The optimizer that `compile` was given is taken over by a new object: read and set
     `model.optimizer` (its learning rate, say), not the object that you passed.
@@ -170,9 +174,25 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 self._print(f"Training ended before: {', '.join(map(repr, left))}.")
         self._optimizer().set_stage_multipliers(None)
         if not _resolved_plan.is_transfer_model(self.model):
-            _trainability.give_back_optimizer(self.model)
+            self.give_back_optimizer(self.model)
         self._resolved = None
         self._best = None
+
+    @staticmethod
+    def give_back_optimizer(model: keras.Model) -> None:
+        """Gives a stock model its plain optimizer back, with its slots.
+
+        `fit` does so itself at its end, but not where an exception or Ctrl-C ended it.
+
+        Args:
+            model: The compiled model; one whose optimizer is plain stays as it is.
+
+        Raises:
+            ValueError: If the model is not compiled.
+        """
+        if getattr(model, "optimizer", None) is None:
+            raise ValueError(f"{model.name!r} is not compiled, so it has no optimizer to give back.")
+        _trainability.give_back_optimizer(model)
 
     # --- Checks, before any work ------------------------------------------------------
 
@@ -194,8 +214,17 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
 
     def _check_steps(self) -> None:
+        steps = self.params.get("steps")
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        per_update = optimizer.gradient_accumulation_steps or 1
         for stage in self.plan.stages:
-            if stage.schedule is not None and self.params.get("steps") is None:
+            if steps is not None and steps * stage.epochs < per_update:
+                raise ValueError(
+                    f"Stage {stage.name!r} has {steps * stage.epochs} steps, fewer than the "
+                    f"optimizer's gradient_accumulation_steps={per_update}: it would end before "
+                    "its first update. Lengthen the stage, or accumulate over fewer steps."
+                )
+            if stage.schedule is not None and steps is None:
                 raise ValueError(
                     f"Stage {stage.name!r} has schedule={stage.schedule!r}, whose length in steps "
                     "cannot be known: the data has no known length. Pass `steps_per_epoch`."
@@ -236,8 +265,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         per_update = optimizer.gradient_accumulation_steps or 1
         updates_done = 0 if steps is None else epochs_done * steps // per_update
         # A run that is continued in the middle of a stage keeps the rate that it had there.
-        continues = updates_done > 0 and updates_done == optimizer.updates_in_stage
-        if stage.peak_lr is not None and not continues:
+        continues = epochs_done > 0 and updates_done == optimizer.updates_in_stage
+        if stage.peak_lr is not None and not (continues and updates_done > 0):
             optimizer.learning_rate = stage.peak_lr
         names = self._resolved.groups.names
         optimizer.set_stage_multipliers(_resolved_plan.stage_multipliers(stage, names))
@@ -248,7 +277,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             if stage.warmup_epochs is not None:
                 warmup = round(stage.warmup_epochs * steps / per_update)
             shape = shape_schedule(stage.schedule, total, warmup)
-        optimizer.start_stage(shape, updates_done, self.plan.no_decay_on)
+        optimizer.start_stage(shape, updates_done, self.plan.no_decay_on, continues=continues)
         return shape is not None or before is not None
 
     def _optimizer(self) -> DiscriminativeOptimizer:

@@ -295,11 +295,14 @@ class GroupTable:
             new.group = group
             new.write(by_key[self._key(v)] for v in new.variables)
             made.append(new)
+        before = self._training_keys
         self.clones = [*kept, *made]
         self.training = list(training)
         self._index()
         for clone in self.clones:
-            if clone not in self.training_clones:
+            # What stops training; one that does not train yet has what a file held.
+            stopped = any(self._key(v) in before for v in clone.variables)
+            if stopped and clone not in self.training_clones:
                 clone.forget_gradients()
 
     def _index(self) -> None:

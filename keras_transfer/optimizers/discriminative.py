@@ -187,10 +187,13 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         shape: keras.optimizers.schedules.LearningRateSchedule | None = None,
         updates_done: int = 0,
         no_decay_on: Sequence[str] = (),
+        *,
+        continues: bool = False,
     ) -> None:
         """Starts counting the updates of a stage, with a shape for its rates.
 
-        With `gradient_accumulation_steps`, updates count, not batches. A shape or a rule
+        With `gradient_accumulation_steps`, updates count, not batches, and a new window of
+        batches begins: gradients of a window that was not full are dropped. A shape or a rule
         other than the last stage's takes effect when the train function is traced anew.
 
         Args:
@@ -200,10 +203,25 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
                 the middle of it.
             no_decay_on: What is exempt from weight decay in this stage, besides what the
                 optimizer was made with. It is the plan's, so it is not saved.
+            continues: Whether a run goes on in the middle of the stage, so that gradients
+                accumulated before it count.
         """
         self.shape = shape
+        if not continues:
+            self._start_window()
         self._stage_no_decay_on = _patterns.no_decay_rules(no_decay_on)
         self._stage_start.assign(self.iterations - updates_done)
+
+    def _start_window(self) -> None:
+        steps = self.gradient_accumulation_steps or 1
+        counter = _keras_internals.step_counter(self)
+        batches = int(counter.numpy())
+        if batches % steps == 0:
+            return
+        with self._building():
+            counter.assign(batches - batches % steps)
+            for clone in self._table.clones:
+                clone.forget_gradients()
 
     @property
     def updates_in_stage(self) -> int:

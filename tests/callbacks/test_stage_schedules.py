@@ -136,3 +136,86 @@ def test_after_a_schedule_a_stage_without_one_is_at_its_full_rate():
         ktf.Stage("top", depth=1, epochs=1),
     ]
     assert travel(stages)[2] == pytest.approx(STEPS * PEAK, rel=1e-4)
+
+
+# --- Accumulation windows and stages -------------------------------------------------------------
+
+
+class Biases(keras.callbacks.Callback):
+    """The bias of a layer after each batch."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.seen = layer, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(round(float(self.layer.bias.numpy()[0]), 6))
+
+
+def constant_gradient(optimizer):
+    """A model whose biases have a gradient of 1 in every batch."""
+    stem = keras.layers.Dense(1, kernel_initializer="zeros", name="stem")
+    head = keras.layers.Dense(1, kernel_initializer="ones", name="new")
+    # What moves the head's kernel would move the gradient of the stem.
+    stem.build((None, 1))
+    backbone = keras.Sequential([keras.Input((1,)), stem])
+    model = ktf.TransferModel(backbone, head, groups="blocks")
+    model.compile(optimizer, loss=lambda y, p: keras.ops.mean(p))
+    return model, stem, head
+
+
+def fit_steps(model, stages, steps, *callbacks, **options):
+    plan = ktf.UnfreezingPlan(stages)
+    unfreezing = ktf.callbacks.GradualUnfreezing(plan, verbose=0)
+    data = np.ones((steps, 1)), np.ones((steps, 1))
+    options = {"epochs": plan.total_epochs, "shuffle": False, "verbose": 0, **options}
+    model.fit(*data, batch_size=1, callbacks=[unfreezing, *callbacks], **options)
+
+
+def test_a_group_unfrozen_in_the_middle_of_an_accumulation_window_starts_as_new():
+    sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    model, stem, _ = constant_gradient(sgd)
+    seen = Biases(stem)
+    # The head's kernel stays at 1, so that the stem's gradient is 1.
+    stages = [
+        ktf.Stage("a", depth=1, epochs=1, lr_multipliers={"head": 0}),
+        ktf.Stage("b", depth=2, epochs=2, lr_multipliers={"head": 0}),
+    ]
+    fit_steps(model, stages, 3, seen)
+    assert seen.seen == [0, 0, 0, 0, -1, -1, -2, -2, -3]
+    assert model.optimizer.group_steps == {"stem": 3, "new": 4}
+
+
+def test_a_schedule_under_accumulation_is_as_long_as_the_updates_that_really_come():
+    sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    model, _, head = constant_gradient(sgd)
+    seen = Biases(head)
+    options = {"depth": 1, "epochs": 1, "peak_lr": 1.0, "schedule": "one_cycle"}
+    fit_steps(model, [ktf.Stage("a", **options), ktf.Stage("b", **options)], 5, seen)
+    moves = -np.diff([0, *seen.seen])
+    expected = [functions.one_cycle(t, total_steps=2, peak_lr=1, warmup_steps=0) for t in range(2)]
+    np.testing.assert_allclose(moves[moves != 0], expected * 2, rtol=1e-3)
+
+
+def test_a_stage_that_is_shorter_than_one_accumulation_window_is_an_error_at_the_start():
+    model, *_ = constant_gradient(keras.optimizers.SGD(1.0, gradient_accumulation_steps=8))
+    stages = [ktf.Stage("long", depth=1, epochs=3), ktf.Stage("short", depth=1, epochs=1)]
+    with pytest.raises(ValueError, match=r"Stage 'short' has 5 steps, .*gradient_accumulation_st"):
+        fit_steps(model, stages, 5)
+
+
+def test_gradients_that_a_file_holds_are_added_to_after_it_is_loaded(tmp_path):
+    def make():
+        return constant_gradient(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2))
+
+    stages = [ktf.Stage("all", depth=2, epochs=2)]
+    whole, *_ = make()
+    fit_steps(whole, stages, 3)
+    first, *_ = make()
+    fit_steps(first, stages, 3, epochs=1)
+    first.save_weights(tmp_path / "half.weights.h5")
+    second, *_ = make()
+    second.load_weights(tmp_path / "half.weights.h5")
+    fit_steps(second, stages, 3, initial_epoch=1)
+    for a, b in zip(whole.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
