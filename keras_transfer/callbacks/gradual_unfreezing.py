@@ -191,7 +191,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
             ValueError: If the model is not compiled.
         """
         if getattr(model, "optimizer", None) is None:
-            raise ValueError(f"{model.name!r} is not compiled, so it has no optimizer to give back.")
+            raise ValueError(
+                f"{model.name!r} is not compiled, so it has no optimizer to give back."
+            )
         _trainability.give_back_optimizer(model)
 
     # --- Checks, before any work ------------------------------------------------------
@@ -272,10 +274,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         optimizer.set_stage_multipliers(_resolved_plan.stage_multipliers(stage, names))
         shape, before = None, optimizer.shape
         if stage.schedule is not None:
-            total = max(1, steps * stage.epochs // per_update)
-            warmup = None
-            if stage.warmup_epochs is not None:
-                warmup = round(stage.warmup_epochs * steps / per_update)
+            total, warmup = _resolved_plan.updates_of_stage(stage, steps, per_update)
             shape = shape_schedule(stage.schedule, total, warmup)
         optimizer.start_stage(shape, updates_done, self.plan.no_decay_on, continues=continues)
         return shape is not None or before is not None

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import keras_transfer as ktf
+from tests.callbacks import toys
 from tests.callbacks.toys import (
     EXPECTED,
     Snapshots,
@@ -199,3 +200,22 @@ def test_a_run_that_starts_inside_a_stage_goes_on_with_its_schedule():
     whole = head_moves("slanted_triangular")
     later = head_moves("slanted_triangular", initial_epoch=2)
     np.testing.assert_allclose(later, whole[20:], rtol=1e-3)
+
+
+class Interrupts(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+def test_after_an_interrupted_fit_the_plain_optimizer_can_be_had_back():
+    model = toys.compiled(toys.stock(), keras.optimizers.Adam(1e-3))
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        toys.fit(model, toys.PLAN, [Interrupts()])
+    assert type(model.optimizer) is not keras.optimizers.Adam
+    for _ in range(2):  # the second time it is plain already
+        ktf.callbacks.GradualUnfreezing.give_back_optimizer(model)
+        assert type(model.optimizer) is keras.optimizers.Adam
+    assert int(model.optimizer.iterations) == 1
+    model.fit(*toys.data(), verbose=0)
+    with pytest.raises(ValueError, match="is not compiled"):
+        ktf.callbacks.GradualUnfreezing.give_back_optimizer(toys.stock())
