@@ -326,9 +326,7 @@ def test_targets_of_another_width_than_the_head_are_an_error(loss, outputs, shap
         model.fit(X, np.ones(shape), verbose=0, callbacks=[Untouched()])
 
 
-@pytest.mark.parametrize(
-    ("outputs", "shape"), [(1, (6,)), (1, (6, 1)), (2, (6, 2)), (3, (6, 3))]
-)
+@pytest.mark.parametrize(("outputs", "shape"), [(1, (6,)), (1, (6, 1)), (2, (6, 2)), (3, (6, 3))])
 def test_targets_of_the_width_of_the_head_are_let_pass(outputs, shape):
     classifier("mse", REGRESSION(outputs)).fit(X, np.ones(shape), verbose=0)
 
