@@ -159,6 +159,17 @@ def stage_multipliers(stage: Stage, names: Sequence[str]) -> dict[str, float] | 
         raise ValueError(f"Stage {stage.name!r}, `lr_multipliers`: {error}") from None
 
 
+def updates_of_stage(
+    stage: Stage, steps_per_epoch: int, batches_per_update: int
+) -> tuple[int, int | None]:
+    """Returns the updates of a stage, and of its rise (`None` for the schedule's own)."""
+    # Each stage begins a window of accumulated batches, and one that is not full is dropped.
+    total = stage.epochs * steps_per_epoch // batches_per_update
+    if stage.warmup_epochs is None:
+        return total, None
+    return total, round(stage.warmup_epochs * steps_per_epoch / batches_per_update)
+
+
 def _check_no_decay(rules: Iterable[str], variables: list[keras.Variable]) -> None:
     for rule in rules:
         if rule in ("norm", "bias") or any(exempt([rule], v) for v in variables):

@@ -12,11 +12,18 @@ import numpy as np
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._cache_forecast import CacheForecast, forecast
-from keras_transfer._resolved_plan import ResolvedPlan, check_rates, resolve, stage_multipliers
+from keras_transfer._resolved_plan import (
+    ResolvedPlan,
+    check_rates,
+    resolve,
+    stage_multipliers,
+    updates_of_stage,
+)
 from keras_transfer._tables import format_size, format_table
 from keras_transfer.layer_groups import Groups
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
+from keras_transfer.schedules import shape_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +206,7 @@ def describe(
         total_epochs=plan.total_epochs,
         warnings=(
             *(f"stage {name!r} gives {group} a learning rate of 0." for name, group in still),
-            *_warnings(resolved, rows, steps_per_epoch),
+            *_warnings(resolved, rows, steps_per_epoch, _batches_per_update(model)),
         ),
         notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
         group_names=tuple(resolved.groups.names),
@@ -252,7 +259,10 @@ def _current_rate(model: keras.Model) -> float | None:
 
 
 def _warnings(
-    resolved: ResolvedPlan, rows: Sequence[StageDescription], steps_per_epoch: int | None
+    resolved: ResolvedPlan,
+    rows: Sequence[StageDescription],
+    steps_per_epoch: int | None,
+    per_update: int,
 ) -> list[str]:
     warnings = []
     for found, row in zip(resolved.stages, rows, strict=True):
@@ -260,7 +270,7 @@ def _warnings(
         zeros = [name for name, rate in row.rates.items() if np.float32(rate) == 0]
         if zeros:
             warnings.append(f"stage {row.name!r} gives {', '.join(zeros)} a learning rate of 0.")
-        warnings += _schedule_warnings(found.stage, steps_per_epoch)
+        warnings += _schedule_warnings(found.stage, steps_per_epoch, per_update)
     described = list(zip(resolved.stages, rows, strict=True))
     for (before, row_before), (found, row) in itertools.pairwise(described):
         same = {id(v) for v in found.variables} == {id(v) for v in before.variables}
@@ -273,17 +283,31 @@ def _warnings(
     return warnings
 
 
-def _schedule_warnings(stage: Stage, steps_per_epoch: int | None) -> list[str]:
-    if stage.schedule in (None, "constant") or steps_per_epoch is None:
+def _batches_per_update(model: keras.Model) -> int:
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
+
+def _schedule_warnings(stage: Stage, steps_per_epoch: int | None, per_update: int) -> list[str]:
+    if steps_per_epoch is None:
         return []
-    total = stage.epochs * steps_per_epoch
-    if stage.warmup_epochs is not None:
-        warmup = round(stage.warmup_epochs * steps_per_epoch)
-        if stage.warmup_epochs > 0 and warmup < 1:
-            return [f"stage {stage.name!r} has a warm-up of less than one step."]
-    elif total < 10:
-        return [f"stage {stage.name!r} has {total} steps, too few for the rise of its schedule."]
-    return []
+    total, warmup = updates_of_stage(stage, steps_per_epoch, per_update)
+    if total == 0:
+        return [
+            f"stage {stage.name!r} has {stage.epochs * steps_per_epoch} steps, too few for one "
+            + f"update: the optimizer accumulates gradients over {per_update}."
+        ]
+    if stage.schedule in (None, "constant") or stage.warmup_epochs == 0:
+        return []
+    # The shape that training makes, which cuts a rise that does not fit.
+    config = shape_schedule(str(stage.schedule), total, warmup).get_config()
+    if config["warmup_steps"]:
+        return []
+    unit = "steps" if per_update == 1 else "updates"
+    if warmup == 0:
+        return [f"stage {stage.name!r} has a warm-up of less than one {unit[:-1]}."]
+    return [f"stage {stage.name!r} has {total} {unit}, too few for the rise of its schedule."]
 
 
 def _rates(rates: dict[str, Any]) -> str:

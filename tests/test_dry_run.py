@@ -103,8 +103,13 @@ def test_a_rate_of_zero_is_warned_of_with_its_stage_and_groups():
 @pytest.mark.parametrize(
     ("options", "epochs", "steps_per_epoch", "warning"),
     [
-        ({"schedule": "one_cycle"}, 2, 4, "has 8 steps, too few for the rise of its schedule"),
-        ({"schedule": "one_cycle"}, 2, 5, None),
+        (
+            {"schedule": "slanted_triangular"},
+            2,
+            4,
+            "has 8 steps, too few for the rise of its schedule",
+        ),
+        ({"schedule": "slanted_triangular"}, 2, 5, None),
         ({"schedule": "one_cycle"}, 2, None, None),
         ({"schedule": "constant"}, 1, 1, None),
         ({}, 1, 1, None),
@@ -194,3 +199,26 @@ def test_what_is_described_is_what_training_does(kind, optimizer):
 def test_a_stock_models_choices_are_noted():
     text = str(describe([ktf.Stage("all", depth="all", epochs=1)], kind="stock"))
     assert "The head starts after the nested model 'sequential'. BatchNorm: freeze." in text
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "stage", "steps", "warning"),
+    [
+        # One-cycle rises over a quarter of the steps, so 4 are enough, and 3 are not.
+        (None, {"schedule": "one_cycle"}, 4, None),
+        (None, {"schedule": "one_cycle"}, 3, "has 3 steps, too few for the rise"),
+        (4, {"schedule": "one_cycle"}, 12, "has 3 updates, too few for the rise"),
+        (4, {"schedule": "warmup_cosine", "warmup_epochs": 0.1}, 16, "less than one update"),
+        (None, {"schedule": "warmup_cosine", "warmup_epochs": 0.5}, 1, "less than one step"),
+        # The rise is half of an epoch, and must leave a step for the fall.
+        (None, {"schedule": "warmup_cosine", "warmup_epochs": 0.9}, 1, "has 1 steps, too few"),
+        (8, {}, 5, "has 5 steps, too few for one update"),
+    ],
+)
+def test_warm_ups_are_judged_by_the_shape_that_training_makes(accumulate, stage, steps, warning):
+    backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model = ktf.TransferModel(backbone, keras.layers.Dense(1))
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulate), "mse")
+    plan = ktf.UnfreezingPlan([ktf.Stage("a", depth=1, epochs=1, **stage)])
+    warnings = ktf.describe(model, plan, steps_per_epoch=steps).warnings
+    assert any(warning in text for text in warnings) if warning else warnings == ()
