@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import keras
 
-from keras_transfer import _keras_internals
+from keras_transfer import _checks, _keras_internals
 from keras_transfer._layer_variables import variables_that_may_train
 from keras_transfer.layer_groups import LayerGroup, LayerGroups
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
@@ -190,6 +190,7 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
     A plain optimizer is taken over with its slots; one that is discriminative already is
     used as it is.
     """
+    _check_rate(model.optimizer)
     with model.distribute_strategy.scope():
         optimizer = find_discriminative(model.optimizer)
         if optimizer is None:
@@ -205,6 +206,13 @@ def adopt_optimizer(model: keras.Model, groups: LayerGroups) -> DiscriminativeOp
         # A plan that was interrupted has not put them back itself.
         optimizer.set_stage_multipliers(None)
     return optimizer
+
+
+def _check_rate(optimizer: keras.optimizers.Optimizer) -> None:
+    # Keras takes NaN and negative numbers in an assignment without a word.
+    rate = _keras_internals.rate_source(getattr(optimizer, "inner_optimizer", optimizer))
+    if isinstance(rate, keras.Variable):
+        _checks.number(float(rate.numpy()), "learning_rate", minimum=0)
 
 
 def give_back_optimizer(model: keras.Model) -> None:

@@ -295,8 +295,10 @@ def _schedule_warnings(stage: Stage, steps_per_epoch: int | None, per_update: in
     total, warmup = updates_of_stage(stage, steps_per_epoch, per_update)
     if total == 0:
         return [
-            f"stage {stage.name!r} has {stage.epochs * steps_per_epoch} steps, too few for one "
-            + f"update: the optimizer accumulates gradients over {per_update}."
+            (
+                f"stage {stage.name!r} has {stage.epochs * steps_per_epoch} steps, too few for one "
+                f"update: the optimizer accumulates gradients over {per_update}."
+            )
         ]
     if stage.schedule in (None, "constant") or stage.warmup_epochs == 0:
         return []

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,8 +63,15 @@ class LRCurve:
     stage: str | None = None
 
     def __post_init__(self) -> None:
-        rates = tuple(float(rate) for rate in self.learning_rates)
-        losses = tuple(float(loss) for loss in self.losses)
+        rates = _numbers(self.learning_rates, "learning_rates")
+        losses = _numbers(self.losses, "losses")
+        if not isinstance(self.diverged, bool | np.bool_):
+            raise TypeError(
+                f"`diverged` must be True or False. Received: diverged={self.diverged!r}"
+            )
+        if self.stage is not None and not isinstance(self.stage, str):
+            raise TypeError(f"`stage` must be a string or None. Received: stage={self.stage!r}")
+        object.__setattr__(self, "diverged", bool(self.diverged))
         object.__setattr__(self, "learning_rates", rates)
         object.__setattr__(self, "losses", losses)
         object.__setattr__(
@@ -186,7 +194,10 @@ class LRCurve:
     @classmethod
     def from_json(cls, text: str) -> LRCurve:
         """Makes a curve from `to_json`'s result; an unknown key is an error."""
-        config = json.loads(text)
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The LR curve is not valid JSON: {error}") from error
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(config, Mapping):
             raise TypeError(f"An LR curve is a JSON object. Received: {text[:60]!r}")
@@ -196,6 +207,9 @@ class LRCurve:
                     f"An LR curve has no argument {key!r}.{_checks.did_you_mean(key, known)} "
                     f"Known arguments: {', '.join(known)}."
                 )
+        for key in ("learning_rates", "losses"):
+            if key not in config:
+                raise ValueError(f"An LR curve needs `{key}`. Received: {', '.join(config)}")
         return cls(**config)
 
     def __eq__(self, other: object) -> bool:
@@ -223,6 +237,15 @@ class LRCurve:
         except ValueError as error:
             lines.append(f"no suggestion: {error}")
         return "\n".join(lines)
+
+
+def _numbers(values: Any, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`{name}` must be a list of numbers. Received: {name}={str(values)[:60]}"
+        ) from None
 
 
 def _shorten(values: Sequence[float]) -> str:

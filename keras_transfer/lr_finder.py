@@ -70,13 +70,14 @@ def find_lr(
             `min_lr`.
         num_steps: Number of rates to try, at equal ratios. At least 20. With
             `gradient_accumulation_steps`, a step is an update, and takes as many batches.
-        batch_size: Examples in a batch, where `data` is arrays.
+        batch_size: Examples in a batch, where `data` is arrays. Under a strategy, examples
+            of a batch that do not divide evenly among the replicas are left out.
         smoothing: Share of the past in the smoothed loss, in [0, 1).
         groups: How to split a stock model's backbone into layer groups; as in
             `keras_transfer.callbacks.GradualUnfreezing`.
         head: Name of the first layer of a stock model's head; as there.
         batch_norm: What the BatchNorms of a stock model's backbone do; as there.
-        verbose: 0 is silent, 1 shows a progress bar.
+        verbose: 0 is silent, 1 and `"auto"` show a progress bar, 2 prints one line.
 
     Returns:
         The curve; print it, draw it with `keras_transfer.plotting.plot_lr_curve`, or take
@@ -105,6 +106,9 @@ def find_lr(
         - [Smith, 2017](https://arxiv.org/abs/1506.01186), section 3.3
     """
     _check_model(model)
+    if verbose not in (0, 1, 2, "auto"):
+        raise ValueError(f"`verbose` must be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}")
+    verbose = 1 if verbose == "auto" else verbose
     min_lr = _checks.number(min_lr, "min_lr", above=0)
     max_lr = _checks.number(max_lr, "max_lr", above=0)
     if min_lr >= max_lr:
@@ -117,6 +121,7 @@ def find_lr(
     rates = np.geomspace(min_lr, max_lr, num_steps).tolist()
     with _keras_internals.random_numbers_apart():
         batches = endless_batches(data, batch_size)
+        _check_batches(model, data)
         before = ModelState(model)
         try:
             optimizer = _make_ready(model, resolved, tested, min_lr)
@@ -140,11 +145,34 @@ def _check_model(model: Any) -> None:
             f"{model.name!r} is not compiled. Call `model.compile(optimizer=..., loss=...)` "
             "before `find_lr`."
         )
+    if isinstance(model.optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "`MultiOptimizer` has several learning rates, and an LR range test varies one. Compile "
+            "with a single optimizer; for a rate of each layer group, use `Stage(lr_decay=...)`."
+        )
     if not model.built:
         raise ValueError(
             f"{model.name!r} is not built, so it has no weights yet. Give it an input shape, or "
             "call it once on a batch, before `find_lr`."
         )
+
+
+def _check_batches(model: keras.Model, data: Any) -> None:
+    """Checks what stock losses need; a loss inside the model may do without targets."""
+    shape = getattr(model, "input_shape", None)
+    if isinstance(data, tf.data.Dataset) and isinstance(shape, tuple):
+        spec = data.element_spec
+        inputs = spec[0] if isinstance(spec, tuple) else spec
+        rank = getattr(getattr(inputs, "shape", None), "rank", None)
+        if rank is not None and rank == len(shape) - 1:
+            raise ValueError(
+                f"The data set in `data` is not batched. Received: elements of shape "
+                f"{inputs.shape}, and the model takes {shape}. Pass "
+                "`data.batch(32)`."
+            )
+    alone = len(data) == 1 if isinstance(data, tuple) else isinstance(data, np.ndarray | tf.Tensor)
+    if alone and model.loss is not None:
+        raise ValueError("`data` holds no targets, and the loss needs them. Pass `(x, y)`.")
 
 
 def _find_stage(
@@ -163,8 +191,8 @@ def _find_stage(
         return None, None
     if not isinstance(plan, UnfreezingPlan):
         raise TypeError(
-            f"`plan` must be an `UnfreezingPlan`. Received: plan={plan!r} of type "
-            f"{type(plan).__name__}"
+            f"`plan` must be an `UnfreezingPlan`. Received: a {type(plan).__name__}. Inputs and "
+            "targets are one argument: pass `(x, y)` as `data`."
         )
     names = [one.name for one in plan.stages]
     index = 0 if stage is None else names.index(_checks.choice(stage, "stage", names))

@@ -308,3 +308,20 @@ def test_json_with_an_unknown_key_names_the_nearest():
         LRCurve.from_json(json.dumps(config))
     with pytest.raises(TypeError, match="is a JSON object"):
         LRCurve.from_json("[1]")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", ValueError, "The LR curve is not valid JSON"),
+        ('{"losses": [1]}', ValueError, "needs `learning_rates`"),
+        ('{"learning_rates": 3, "losses": [1]}', TypeError, "`learning_rates` must be a list of"),
+        ('{"learning_rates": ["a"], "losses": [1]}', TypeError, "`learning_rates` must be a list"),
+        ('{"learning_rates": [1], "losses": [null]}', TypeError, "`losses` must be a list of"),
+        ('{"learning_rates": [1], "losses": [1], "diverged": "no"}', TypeError, "`diverged` must"),
+        ('{"learning_rates": [1], "losses": [1], "stage": 5}', TypeError, "`stage` must be a str"),
+    ],
+)
+def test_json_that_is_no_curve_is_refused_in_words(text, error, message):
+    with pytest.raises(error, match=message):
+        LRCurve.from_json(text)

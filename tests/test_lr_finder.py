@@ -598,3 +598,41 @@ def test_a_train_step_without_a_loss_is_refused():
     model.compile("adam", "mse")
     with pytest.raises(ValueError, match="returns no 'loss'"):
         find_lr(model, (X, Y), **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ((X,), ValueError, r"`data` holds no targets.*\(x, y\)"),
+        (X, ValueError, r"`data` holds no targets.*\(x, y\)"),
+        (
+            tf.data.Dataset.from_tensor_slices((X, Y)),
+            ValueError,
+            r"not batched.*`data\.batch\(32\)`",
+        ),
+    ],
+    ids=range(3),
+)
+def test_data_that_cannot_be_trained_on_is_an_error_before_any_work(data, error, message):
+    model = make_stock()
+    before = everything(model)
+    with pytest.raises(error, match=message):
+        find_lr(model, data, **SHORT)
+    assert everything(model) == before
+
+
+def test_arrays_side_by_side_are_asked_for_as_a_tuple_and_are_not_printed():
+    with pytest.raises(TypeError, match=r"`plan` must be.*Received: a ndarray.*`\(x, y\)`"):
+        find_lr(make_stock(), X, Y)
+
+
+def test_a_multi_optimizer_and_an_unknown_verbose_are_refused():
+    several = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(default_optimizer=keras.optimizers.SGD(0.1))
+    )
+    with pytest.raises(ValueError, match="`MultiOptimizer` has several learning rates"):
+        find_lr(make_stock(several), (X, Y), **SHORT)
+    with pytest.raises(ValueError, match="`verbose` must be"):
+        find_lr(make_stock(), (X, Y), verbose=7)
+    with pytest.raises(TypeError, match="`multipliers` must map"):
+        discriminative("sgd").set_multipliers(0.5)

@@ -70,6 +70,11 @@ class GroupTable:
 
     def resolve_multipliers(self, multipliers: Mapping[str, float]) -> dict[str, float]:
         """Finds the groups that patterns name, and checks the values."""
+        if not isinstance(multipliers, Mapping):
+            raise TypeError(
+                "`multipliers` must map names or patterns of layer groups to numbers. "
+                f"Received: multipliers={multipliers!r}"
+            )
         aliases = _patterns.stem_and_head(self.names)
         claimed = _patterns.claim_groups(multipliers, self.names, aliases)
         return {

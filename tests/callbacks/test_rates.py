@@ -335,3 +335,17 @@ def test_a_range_test_keeps_the_ratios_of_the_dictionary_and_of_the_optimizer():
     by_dictionary = ktf.Stage("dict", depth="all", epochs=1, lr_multipliers={"stem": 0.1})
     np.testing.assert_allclose(final_moves(own), [1, 0.5, 1], rtol=0.2)
     np.testing.assert_allclose(final_moves(by_dictionary), [0.1, 1, 1], rtol=0.2)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -1.0])
+@pytest.mark.parametrize("kind", ["transfer", "stock"])
+def test_a_rate_that_was_assigned_and_is_none_is_an_error_when_fit_begins(kind, rate):
+    model = make_model("sgd", kind)
+    model.optimizer.learning_rate = rate
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"`learning_rate` must be .*Received: learning_rate="):
+        fit(model, STAGES[:1])
+    if kind == "transfer":
+        with pytest.raises(ValueError, match="`learning_rate` must be"):
+            model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
