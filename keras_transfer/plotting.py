@@ -172,7 +172,8 @@ def plot_plan(
                 left=stage.first_epoch,
                 height=0.86,
                 color=color,
-                edgecolor="white",
+                # The hatch has the edge's colour, and would not be seen on white.
+                edgecolor=_FAINT if name in stage.groups and rate == 0 else "white",
                 linewidth=1,
                 hatch="///" if name in stage.groups and rate == 0 else None,
             )
@@ -191,7 +192,8 @@ def plot_plan(
         from matplotlib.cm import ScalarMappable
 
         bar = ax.figure.colorbar(ScalarMappable(norm, colors), ax=ax, pad=0.02)
-        bar.set_label("learning rate (top of the schedule)")
+        # In one line it would be longer than the axes of three groups.
+        bar.set_label("learning rate\n(top of the schedule)")
     keys = {"frozen": _FROZEN} if rates else {"trains": _TRAIN, "frozen": _FROZEN}
     for label, color in keys.items():
         ax.plot([], [], "s", color=color, markersize=9, label=label)

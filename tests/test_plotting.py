@@ -236,3 +236,17 @@ def test_importing_the_package_imports_no_more_of_matplotlib_than_keras_does():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_the_label_of_the_colour_bar_lies_within_a_low_figure(n_groups):
+    layers = [keras.layers.Dense(8, name=f"group{i}") for i in range(n_groups)]
+    backbone = keras.Sequential([keras.Input((4,)), *layers])
+    model = ktf.TransferModel(backbone, keras.layers.Dense(1, name="top"), groups="blocks")
+    figure = plotting.plot_plan(PLAN, model).figure
+    figure.canvas.draw()
+    label = figure.axes[1].yaxis.label
+    assert "learning rate" in label.get_text()
+    box = label.get_window_extent()
+    assert box.y0 >= figure.bbox.y0
+    assert box.y1 <= figure.bbox.y1
