@@ -9,7 +9,8 @@ import keras
 
 from keras_transfer import _checks, _keras_internals
 from keras_transfer._blocks import Shape, blocks_of_graph, blocks_of_layers
-from keras_transfer._functional_graph import FunctionalGraph, Node
+from keras_transfer._functional_graph import FunctionalGraph, Key, Node
+from keras_transfer._last_reduction import holds_variables, last_reduction
 from keras_transfer._layer_variables import has_variables, variables_that_may_train
 from keras_transfer.layer_groups import (
     Groups,
@@ -134,32 +135,47 @@ def _find_backbone(
         first = graph.nodes[_named_head(model, graph, head)]
         return graph.upstream_of(first.reads), f"from layer {head!r} on, as given"
     nested = {id(n.top_level): n.top_level for n in graph.nodes if _is_backbone(n.top_level)}
-    if len(nested) > 1:
+    if len(nested) == 1:
+        backbone = next(iter(nested.values()))
+        return graph.upstream_of(_written_by(backbone, graph)), (
+            f"after the nested model {backbone.name!r}"
+        )
+    last = last_reduction(graph)
+    if nested and (last is None or not _lie_in_one_chain(nested.values(), last, graph)):
         names = ", ".join(repr(m.name) for m in nested.values())
         raise ValueError(
             f"{model.name!r} holds {len(nested)} nested models ({names}), so it is not clear "
             f"where its head begins. {HEAD_REMEDY}"
         )
-    if nested:
-        backbone = next(iter(nested.values()))
-        calls = [node for node in graph.nodes if node.top_level is backbone]
-        written = [key for node in calls for key in node.writes]
-        return graph.upstream_of(written), f"after the nested model {backbone.name!r}"
-    reductions = [
-        node for node in graph.nodes if _reduces(node, graph) and not _widens_after(node, graph)
-    ]
-    if not reductions:
+    if last is None:
         raise ValueError(
             f"{model.name!r} holds no nested model and reduces no spatial or sequence axis for "
             f"good, so it is not clear where its head begins. {HEAD_REMEDY}"
         )
-    last = reductions[-1]
     name = last.operation.name
-    if last.layer is not None and has_variables(last.layer):
+    if holds_variables(last):
         where = f"after {name!r}, the last reduction of the spatial or sequence axes"
         return graph.upstream_of(last.writes), where
     where = f"from {name!r} on, the last reduction of the spatial or sequence axes"
     return graph.upstream_of(last.reads), where
+
+
+def _written_by(nested: keras.layers.Layer, graph: FunctionalGraph) -> list[Key]:
+    return [key for node in graph.nodes if node.top_level is nested for key in node.writes]
+
+
+def _lie_in_one_chain(
+    nested: Iterable[keras.layers.Layer], last: Node, graph: FunctionalGraph
+) -> bool:
+    """Whether nested models follow one another, all before `last`: pieces of one backbone."""
+    upstream = graph.upstream_of(last.reads)
+    earlier: set[int] = set()
+    for part in nested:
+        own = {i for i, node in enumerate(graph.nodes) if node.top_level is part}
+        if not own <= upstream or not earlier <= graph.upstream_of(_written_by(part, graph)):
+            return False
+        earlier |= own
+    return True
 
 
 def _named_head(model: keras.Model, graph: FunctionalGraph, head: str) -> int:
@@ -173,35 +189,6 @@ def _named_head(model: keras.Model, graph: FunctionalGraph, head: str) -> int:
         f"{model.name!r} has no layer {head!r}.{_checks.did_you_mean(head, known)} "
         "`head` names the first layer of the head."
     )
-
-
-def _reduces(node: Node, graph: FunctionalGraph) -> bool:
-    """Whether the node is the one that takes the spatial or sequence axes away."""
-    if node.operation is None or len(node.shapes) != 1 or not _is_reduced(node.shapes[0]):
-        return False
-    return any(not _is_reduced(shape) for shape in graph.shapes_read_by(node))
-
-
-def _widens_after(node: Node, graph: FunctionalGraph) -> bool:
-    """Whether what the node writes runs back into maps or sequences.
-
-    Squeeze-and-excitation pools inside each block, and a decoder begins at a vector; no head
-    starts at either.
-    """
-    reached = set(node.writes)
-    for later in graph.nodes:
-        if reached.intersection(later.reads):
-            if not all(map(_is_reduced, later.shapes)):
-                return True
-            reached.update(later.writes)
-    return False
-
-
-def _is_reduced(shape: Shape) -> bool:
-    """Whether a shape is (batch, features), or has nothing but ones for its other axes."""
-    if len(shape) <= 2 or all(d == 1 for d in shape[1:-1]):
-        return True
-    return len(shape) > 3 and all(d == 1 for d in shape[2:])  # channels_first
 
 
 # --- Subclassed models ----------------------------------------------------------------------

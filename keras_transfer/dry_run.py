@@ -207,6 +207,7 @@ def describe(
         warnings=(
             *(f"stage {name!r} gives {group} a learning rate of 0." for name, group in still),
             *_warnings(resolved, rows, steps_per_epoch, _batches_per_update(model)),
+            *(_head_warnings(resolved) if head is None else ()),
         ),
         notes=tuple(_notes(resolved, model.optimizer if compiled else None)),
         group_names=tuple(resolved.groups.names),
@@ -287,6 +288,17 @@ def _batches_per_update(model: keras.Model) -> int:
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
+
+def _head_warnings(resolved: ResolvedPlan) -> list[str]:
+    """Warns of a head that was found by rule and holds most of a stock model."""
+    return [
+        f"stage {found.stage.name!r} trains {100 * found.parameters / resolved.parameters:.1f} % "
+        "of the parameters at depth=1. If the head starts too early, name its first layer: "
+        "head='first_head_layer'."
+        for found in resolved.stages
+        if resolved.note and found.stage.depth == 1 and 2 * found.parameters > resolved.parameters
+    ]
 
 
 def _schedule_warnings(stage: Stage, steps_per_epoch: int | None, per_update: int) -> list[str]:
