@@ -37,7 +37,7 @@ def find_lr(
     groups: Groups | None = None,
     head: str | None = None,
     batch_norm: str = "freeze",
-    verbose: int = 1,
+    verbose: int | str = 1,
 ) -> LRCurve:
     """Runs an LR range test: trains with a growing learning rate and watches the loss.
 
@@ -108,7 +108,7 @@ def find_lr(
     _check_model(model)
     if verbose not in (0, 1, 2, "auto"):
         raise ValueError(f"`verbose` must be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}")
-    verbose = 1 if verbose == "auto" else verbose
+    verbose = 1 if isinstance(verbose, str) else verbose
     min_lr = _checks.number(min_lr, "min_lr", above=0)
     max_lr = _checks.number(max_lr, "max_lr", above=0)
     if min_lr >= max_lr:
