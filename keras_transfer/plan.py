@@ -169,6 +169,11 @@ class Stage:
             self._set("patience", _checks.integer(self.patience, "patience", minimum=0))
         self._set("min_delta", abs(_checks.number(self.min_delta, "min_delta")))
         _checks.choice(self.mode, "mode", MODES)
+        if not isinstance(self.restore_best_weights, bool):
+            raise TypeError(
+                "`restore_best_weights` must be True or False. "
+                f"Received: restore_best_weights={self.restore_best_weights!r}"
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -265,6 +270,8 @@ class UnfreezingPlan:
     def __post_init__(self) -> None:
         if isinstance(self.stages, Stage):
             raise TypeError("`stages` must be a list of stages: write UnfreezingPlan([stage]).")
+        if isinstance(self.stages, str) or not isinstance(self.stages, Iterable):
+            raise TypeError(f"`stages` must be a list of stages. Received: stages={self.stages!r}")
         stages = tuple(self.stages)
         if not stages:
             raise ValueError("A plan needs at least one `Stage`. Received: stages=[]")
@@ -339,6 +346,11 @@ class UnfreezingPlan:
     @classmethod
     def from_json(cls, text: str) -> UnfreezingPlan:
         """Makes a plan from `to_json`'s result."""
+        if not isinstance(text, str):
+            raise TypeError(
+                "`from_json` takes JSON as a string; for a dictionary there is `from_config`. "
+                f"Received: {text!r}"
+            )
         try:
             config = json.loads(text)
         except json.JSONDecodeError as error:

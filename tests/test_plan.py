@@ -95,3 +95,51 @@ def test_a_wrong_stage_is_an_error_that_names_the_stage(arguments, message):
 def test_two_stages_of_one_name_are_an_error():
     with pytest.raises(ValueError, match=r"different names\. Received twice: 'a'"):
         UnfreezingPlan([Stage("a", depth=1, epochs=1), Stage("a", depth=2, epochs=1)])
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_whether_to_restore_the_best_weights_is_yes_or_no(value):
+    with pytest.raises(TypeError, match="Stage 'x': `restore_best_weights` must be True or False"):
+        Stage("x", depth=1, epochs=1, patience=1, restore_best_weights=value)
+
+
+@pytest.mark.parametrize("stages", [None, 3, "lp_ft"])
+def test_what_is_no_list_of_stages_is_refused(stages):
+    with pytest.raises(TypeError, match=r"`stages` must be a list of stages\. Received: stages="):
+        UnfreezingPlan(stages)
+
+
+def test_json_is_a_string():
+    config = UnfreezingPlan([Stage("a", depth=1, epochs=1)]).get_config()
+    with pytest.raises(TypeError, match=r"there is `from_config`\. Received: \{'stages'"):
+        UnfreezingPlan.from_json(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"depth": 1, "epochs": 1}, ValueError, "needs a `name`. Received: {'depth': 1"),
+        ({"name": "a", "dept": 1}, ValueError, "no argument 'dept'. Did you mean 'depth'"),
+        (["a"], TypeError, r"must be a mapping. Received: \['a'\]"),
+    ],
+)
+def test_a_config_that_makes_no_stage_is_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        Stage.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "must hold `stages`, a list. Received: {}"),
+        ({"stages": [{"name": "a", "depth": 1, "epochs": 1}], "no_decay": []}, "Did you mean"),
+    ],
+)
+def test_a_config_that_makes_no_plan_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        UnfreezingPlan.from_config(config)
+
+
+def test_text_that_is_no_json_is_refused():
+    with pytest.raises(ValueError, match="The plan is not valid JSON"):
+        UnfreezingPlan.from_json("{")
