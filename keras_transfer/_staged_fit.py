@@ -15,6 +15,7 @@ from keras_transfer._one_training import OneTraining
 from keras_transfer.features import FeatureCache
 from keras_transfer.features._decision import Decision, StageToRun, decide
 from keras_transfer.features._entry import EntryPoint
+from keras_transfer.features._fingerprint import weights_checksum
 from keras_transfer.features._fit_data import FitData, training_data, validation_data
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._prefix import Prefix
@@ -46,6 +47,23 @@ class FitArguments:
     validation_steps: int | None
     validation_batch_size: int | None
     validation_freq: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptFeatures:
+    """Features at an entry point.
+
+    Attributes:
+        stage: The stage in which they were made.
+        checksum: Of the weights before the point, as they were then.
+        training: Features of the training data.
+        validation: Features of the validation data, if they are kept.
+    """
+
+    stage: int
+    checksum: int
+    training: Table
+    validation: Table | None
 
 
 @dataclasses.dataclass
@@ -122,7 +140,7 @@ class StagedFit:
         self.order = EpochOrder(seed if is_shuffled else None)
         self.stages = self._stages_to_run(arguments.initial_epoch)
         self.decision = Decision([None] * len(self.stages), [None] * len(self.stages))
-        self.tables: dict[EntryPoint, tuple[int, Table, Table | None]] = {}
+        self.tables: dict[EntryPoint, KeptFeatures] = {}
 
     def run(self) -> keras.callbacks.History:
         """Trains, and returns the history."""
@@ -131,7 +149,7 @@ class StagedFit:
             _fit_checks.as_list(arguments.callbacks),
             model=self.model,
             order=self.order,
-            data_of=self._point_at,
+            data_of=self._data_at,
             check=self._check_frozen,
             verbose=arguments.verbose,
             epochs=arguments.epochs,
@@ -185,6 +203,11 @@ class StagedFit:
     def _point_at(self, epoch: int) -> EntryPoint | None:
         return self.decision.points[self._stage_at(epoch)]
 
+    def _data_at(self, epoch: int) -> tuple[EntryPoint | None, int]:
+        """Returns what an epoch reads: where it starts, and what lies before that."""
+        point = self._point_at(epoch)
+        return point, 0 if point is None else weights_checksum(self.model, point)
+
     def _check_frozen(self, epoch: int) -> None:
         """Checks that nothing trains that the features of an epoch's stage have behind them."""
         point = self._point_at(epoch)
@@ -196,6 +219,12 @@ class StagedFit:
                     "cached. Put the change into an `UnfreezingPlan`, or pass "
                     "cache_features=False to `fit`."
                 )
+        if point is not None and self.tables[point].checksum != weights_checksum(self.model, point):
+            raise RuntimeError(
+                "A callback has changed frozen weights at the beginning of an epoch, while "
+                "features behind them are cached. Change them at an epoch's end, after which "
+                "features are made anew, or pass cache_features=False to `fit`."
+            )
 
     def _decide(self) -> None:
         if self.is_off:
@@ -255,7 +284,7 @@ class StagedFit:
         if self.validation is not None and self.validation.y is None:
             validation = self.validation.x  # a generator that was looked at is another object
         if point is not None:
-            _, features, kept = self.tables[point]
+            features, kept = self.tables[point].training, self.tables[point].validation
             if kept is not None:
                 assert self.validation is not None
                 table = _with_targets(kept, self.validation)
@@ -295,7 +324,16 @@ class StagedFit:
         if self.decision.caches_validation and self.validation is not None:
             kept = self._features(prefix, self.validation, "validation")
         for one, table in made.items():
-            self.tables[one] = (stage, table, kept.get(one))
+            source = self.train.source
+            assert isinstance(source, Source)
+            if source.arrays is not None and table.n_rows != source.n_examples:
+                raise ValueError(
+                    f"The cache holds features of {table.n_rows} examples under "
+                    f"key={self.cache.key!r}, and `fit` was given {source.n_examples}. Use another "
+                    "key for other data."
+                )
+            checksum = weights_checksum(self.model, one)
+            self.tables[one] = KeptFeatures(stage, checksum, table, kept.get(one))
 
     def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
         assert isinstance(data.source, Source)
@@ -303,7 +341,10 @@ class StagedFit:
 
     def _is_filled(self, point: EntryPoint, stage: int) -> bool:
         """Whether there are features at a point, and a stage finds them as they would be then."""
-        return point in self.tables and self._is_frozen(point, self.tables[point][0], stage)
+        kept = self.tables.get(point)
+        if kept is None or not self._is_frozen(point, kept.stage, stage):
+            return False
+        return kept.checksum == weights_checksum(self.model, point)
 
     def _is_frozen(self, point: EntryPoint, since: int, until: int) -> bool:
         """Whether nothing before a point trains in the stages from `since` up to `until`."""

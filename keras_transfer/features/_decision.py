@@ -169,7 +169,10 @@ def _check_prefix(
     by_field = predicted_bytes(fields, train, cache.dtype)
     if by_field is None:
         return None
-    sizes = {p: sum(size for name, size in by_field.items() if p.owns(name)) for p in wanted}
+    sizes = {
+        point: sum(size for name, size in by_field.items() if point.owns(name)) + train.target_bytes
+        for point in wanted
+    }
     scale = 1.0
     if isinstance(validation, Source) and validation.n_examples and train.n_examples:
         scale += validation.n_examples / train.n_examples

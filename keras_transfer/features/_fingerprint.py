@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import types
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,17 @@ def prefix_fingerprint(model: Any, point: EntryPoint, *, fold_constants: bool) -
                 seen.add(id(weight))
                 _update_array(digest, keras.ops.convert_to_numpy(weight))
     return digest.hexdigest()
+
+
+def weights_checksum(model: Any, point: EntryPoint) -> int:
+    """Returns a quick checksum of the weights and statistics before an entry point."""
+    checksum = 0
+    for group in model.backbone.layer_groups[: point.start]:
+        for layer in group.layers:
+            for weight in layer.weights:
+                array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+                checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
+    return checksum
 
 
 def data_fingerprint(arrays: Any) -> str:

@@ -79,9 +79,7 @@ READ_A_PART = frozenset({"_TakeDataset", "_TakeWhileDataset", "_ZipDataset"})
 SAFE_STATEFUL_OPERATIONS = frozenset(
     {
         "Assert",
-        "HashTableV2",
         "If",
-        "LookupTableFindV2",
         "PartitionedCall",
         "ReadFile",
         "StatefulPartitionedCall",
@@ -154,7 +152,7 @@ def _examine(
 
     Args:
         dataset: The data set.
-        behind: What reads it, up to the next shuffle, the nearest first.
+        behind: What reads it, the nearest first.
         keeps_order: Whether parallel transformations keep the order where they do not say.
     """
     kind = type(dataset).__name__
@@ -196,7 +194,7 @@ def _shuffled(
 ) -> Verdict:
     """Examines what lies before a `shuffle`, and what it means for what lies behind it."""
     (read,) = _keras_internals.dataset_inputs(dataset)
-    before = _examine(read, [], keeps_order=keeps_order)
+    before = _examine(read, [dataset, *behind], keeps_order=keeps_order)
     if before.reason:
         return before
     batched = False
@@ -217,7 +215,8 @@ def _shuffled(
             batched = True
         elif batched and not _treats_examples_alone(after):
             return Verdict("a map over shuffled batches may mix their examples (map before batch)")
-    return Verdict(is_shuffled=True, shuffles_batches=_is_batched(read))
+    # Batches of examples that were shuffled before hold others each time.
+    return Verdict(is_shuffled=True, shuffles_batches=_is_batched(read) and not before.is_shuffled)
 
 
 def _drops_examples(batch: tf.data.Dataset, feeds: tf.data.Dataset) -> bool:
@@ -241,7 +240,14 @@ def _treats_examples_alone(dataset: tf.data.Dataset) -> bool:
 
 
 def _problem_of_functions(dataset: tf.data.Dataset) -> Verdict | None:
+    inside = Verdict("it reads data sets from inside others, which may yield others each time")
+    specs = tf.nest.flatten(dataset.element_spec)
+    holds_sets = any(isinstance(spec, tf.data.DatasetSpec) for spec in specs)
+    if holds_sets and type(dataset).__name__ in SOURCES:
+        return inside
     for graph in _keras_internals.dataset_graphs(dataset):
+        if any(t.dtype == tf.variant for t in _keras_internals.captured_tensors(graph)):
+            return inside
         unsafe = _keras_internals.unsafe_operations(graph, SAFE_STATEFUL_OPERATIONS)
         for name in unsafe:
             if "Random" in name or "ShuffleDataset" in name:

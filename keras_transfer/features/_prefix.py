@@ -22,8 +22,6 @@ SAFE_STATEFUL_OPERATIONS = frozenset(
         "VarHandleOp",
         "VarIsInitializedOp",
         "Assert",
-        "LookupTableFindV2",
-        "HashTableV2",
         "PartitionedCall",
         "StatefulPartitionedCall",
         "If",

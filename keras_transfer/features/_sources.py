@@ -41,6 +41,8 @@ class Source:
         batch_size: Examples of a batch, where they are arrays.
         n_examples: How many examples there are at most, where that is known.
         identity: What stands for the data within this process.
+        target_bytes: What its targets and sample weights take, which are kept with the features
+            of each entry point; 0 where they are arrays, or of a size that is not known.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Source:
     batch_size: int | None = None
     n_examples: int | None = None
     identity: Any = None
+    target_bytes: int = 0
 
 
 def is_numeric_array(value: Any) -> bool:
@@ -137,6 +140,7 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
         differs=bool(problem) or verdict.differs,
         n_examples=None if size is None or cardinality < 0 else cardinality * size,
         identity=dataset,
+        target_bytes=0 if size is None or cardinality < 0 else cardinality * size * _row(spec),
     )
 
 
@@ -192,6 +196,14 @@ def _as_tuple(batch: Any) -> Batch:
     while len(parts) > 1 and isinstance(parts[-1], type(None) | type(NO_TENSOR)):
         parts.pop()
     return tuple(parts)
+
+
+def _row(spec: Any) -> int:
+    """Returns what the targets and sample weights of an example take, as far as is known."""
+    rest = [s for s in keras.tree.flatten(list(_as_tuple(spec)[1:])) if s is not None]
+    if not all(isinstance(s, tf.TensorSpec) and None not in (s.shape or (None,))[1:] for s in rest):
+        return 0
+    return sum(int(np.prod(s.shape[1:])) * s.dtype.size for s in rest)
 
 
 def _without_batch_size(spec: Any) -> Any:

@@ -294,7 +294,11 @@ def _space_on(directory: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise OSError(
+                error.errno,
+                f"Features cannot be written to {directory} ({error.strerror}). Give "
+                "FeatureCache a directory in which files can be made",
+            ) from error
         raise OSError(
             error.errno,
             f"The disk is full: features cannot be written to {directory}. Nothing half-written is "

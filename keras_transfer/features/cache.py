@@ -57,8 +57,8 @@ class FeatureCache:
             later runs and other processes. `None` keeps them in memory, as long as this object
             lives. The directory holds one folder per entry (`manifest.json` and one file of raw
             numbers per tensor); all of it may be deleted at any time between runs.
-        max_bytes: The most that features may take: in memory 2 GiB by default; on disk
-            as much as there is.
+        max_bytes: The most that features may take: in memory 2 GiB by default; in a directory
+            the most that one pass may write, by default as much as there is room for.
         dtype: Type to keep floating-point features in: `"float16"` or `"bfloat16"` take half
             the room and move features by rounding; `None` keeps them as they are.
         key: Your name for the data, in the place of its bytes. Needed to find the features of a
@@ -212,7 +212,7 @@ class FeatureCache:
                     source,
                     lambda point, *given: self._writer(names[point], source, *given),
                     kept_as=self.dtype,
-                    max_bytes=None if self.room is None else self.room - self.nbytes,
+                    max_bytes=self._room_left(),
                     role=role,
                     verbose=verbose,
                 )
@@ -254,20 +254,27 @@ class FeatureCache:
             whole_batches=whole_batches,
         )
 
+    def _room_left(self) -> int | None:
+        if self.directory is not None or self.room is None:
+            return self.room  # of a directory it bounds what one pass writes
+        return self.room - self.nbytes
+
     def _make_room(self, prefix: Prefix, source: Source, keep: set[str]) -> None:
         """Lets go of what was not used for longest, until the new tables fit in memory."""
         if self.directory is not None or self.room is None:
             return
         sizes = predicted_bytes(prefix.signature(source.signature), source, self.dtype)
         needed = sum(sizes.values()) if sizes else 0
+        needed += len(prefix.points) * source.target_bytes
         for name in [name for name in self._tables if name not in keep]:
             if self.nbytes + needed <= self.room:
                 return
             del self._tables[name]
 
     def _find(self, name: str) -> Table | None:
-        if name in self._tables or self.directory is None:
+        if self.directory is None:
             return self._tables.get(name)
+        # Also where it was opened before: what lies in a directory may change at any time.
         try:
             return read_entry(self.directory, name)
         except FileNotFoundError:

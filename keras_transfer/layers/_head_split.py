@@ -43,7 +43,9 @@ def split_head(head: keras.layers.Layer) -> HeadSplit | None:
 
 
 def _split_own(head: Head) -> HeadSplit | None:
-    if type(head).call is not Head.call or head.features_rank is None:
+    # A pooling of the user's own may have weights.
+    own = type(head).call is not Head.call or type(head).pool is not Head.pool
+    if own or head.features_rank is None:
         return None
     if resolve_pooling(head.pooling, head.features_rank) is None:
         return None

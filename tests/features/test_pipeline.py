@@ -100,7 +100,6 @@ SAME = {
     "loop in map": lambda folder: numbers().map(
         lambda x, n: (tf.while_loop(lambda v: v < 9, lambda v: [v + 2], [x])[0], n)
     ),
-    "table in map": lambda folder: numbers().map(look_up()),
     "image in map": lambda folder: numbers().map(
         lambda x, n: (tf.image.resize(tf.fill((4, 4, 3), x), (2, 2), antialias=True), n)
     ),
@@ -354,7 +353,33 @@ def with_layer():
 
 
 MAYBE = r"its pipeline runs Python code, which may yield other values each time"
+INSIDE = "it reads data sets from inside others, which may yield others each time"
+
+
+def noisy_halves():
+    noisy = numbers().map(noise)
+    return Data.from_tensor_slices([noisy.take(5), noisy.skip(5)]).interleave(lambda d: d)
+
+
+def captured_shuffle():
+    shuffled = numbers().shuffle(10)
+    return Data.range(2).flat_map(lambda _: shuffled.take(3))
+
+
 UNKNOWN = {
+    "table in map": (lambda: numbers().map(look_up()), "its pipeline runs LookupTableFindV2, .*"),
+    "data sets as elements": (noisy_halves, INSIDE),
+    "captured data set": (captured_shuffle, INSIDE),
+    "mixing map behind two shuffles": (
+        lambda: (
+            numbers()
+            .shuffle(10)
+            .batch(5)
+            .shuffle(2)
+            .map(lambda x, n: ((x + tf.reverse(x, [0])) / 2, n))
+        ),
+        r"a map over shuffled batches may mix their examples \(map before batch\)",
+    ),
     "py_function": (
         lambda: numbers().map(lambda x, n: (tf.py_function(counted(), [x], tf.float32), n)),
         MAYBE,
@@ -437,7 +462,7 @@ UNKNOWN = {
 
 
 # Or too seldom different to wait for.
-SAME_AFTER_ALL = {"scan", "sample_from_datasets", "rejection_resample"} | {
+SAME_AFTER_ALL = {"table in map", "scan", "sample_from_datasets", "rejection_resample"} | {
     name for name in UNKNOWN if "order" in name
 }
 

@@ -87,3 +87,73 @@ def test_float64_arrays_are_not_copied_and_train_as_float32_ones():
 
     for one, other in zip(weights(X), weights(X.astype("float64")), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def callback(hook, change):
+    def run(epoch, logs=None):
+        if epoch == 1:
+            change()
+
+    return keras.callbacks.LambdaCallback(**{hook: run})
+
+
+def test_weights_that_a_callback_changes_are_seen_by_the_next_epoch():
+    def losses(cache_features):
+        model = transfer_model()
+        kernel = model.backbone.model.layers[0].kernel
+        halve = callback("on_epoch_end", lambda: kernel.assign(0.5 * kernel))
+        return model.fit(
+            X, Y, epochs=4, verbose=0, callbacks=[halve], cache_features=cache_features
+        ).history["loss"]
+
+    np.testing.assert_allclose(losses("auto"), losses(False), rtol=1e-5)
+    assert abs(losses(False)[3] - fit_losses_without_change()[3]) > 1e-3
+
+
+def fit_losses_without_change():
+    return transfer_model().fit(X, Y, epochs=4, verbose=0).history["loss"]
+
+
+def test_weights_that_a_callback_changes_as_an_epoch_begins_are_an_error():
+    model = transfer_model()
+    kernel = model.backbone.model.layers[0].kernel
+    halve = callback("on_epoch_begin", lambda: kernel.assign(0.5 * kernel))
+    with pytest.raises(RuntimeError, match="has changed frozen weights at the beginning"):
+        model.fit(X, Y, epochs=4, verbose=0, callbacks=[halve])
+
+
+def test_a_pooling_of_the_users_own_trains():
+    class Attention(ktf.layers.ClassificationHead):
+        def build(self, shape):
+            self.scores = keras.layers.Dense(1)
+            self.scores.build((None, None, 8))
+            super().build(shape)
+
+        def pool(self, features, mask=None):
+            weights = keras.ops.softmax(self.scores(features), axis=1)
+            return keras.ops.sum(features * weights, axis=1)
+
+    keras.utils.set_random_seed(0)
+    body = keras.Sequential([keras.Input((5, 6)), keras.layers.Dense(8, name="stem")])
+    model = ktf.TransferModel(body, Attention(num_classes=3))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.freeze()
+    before = model.head.scores.kernel.numpy()
+    x = np.random.default_rng(0).normal(size=(24, 5, 6)).astype("float32")
+    model.fit(x, Y, epochs=2, verbose=0, cache_features=True)
+    assert not np.array_equal(before, model.head.scores.kernel.numpy())
+
+
+def test_a_key_that_stands_for_other_rows_is_an_error():
+    cache = ktf.features.FeatureCache(key="mine")
+    model = transfer_model()
+    model.fit(X[:18], Y[:18], epochs=2, verbose=0, cache_features=cache)
+    with pytest.raises(ValueError, match="features of 18 examples under key='mine'"):
+        model.fit(X, Y, epochs=2, verbose=0, cache_features=cache)
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = ktf.features.FeatureCache(tmp_path / "file")
+    with pytest.raises(OSError, match=r"Features cannot be written to .*file"):
+        fit(transfer_model(), cache)
