@@ -10,6 +10,7 @@ import keras
 from keras_transfer import _keras_internals
 from keras_transfer._functional_graph import Boundary, FunctionalGraph
 from keras_transfer._layer_variables import (
+    NORMALIZATION_LAYERS,
     count_parameters,
     has_variables,
     variables_that_may_train,
@@ -86,7 +87,9 @@ def _merge_without_parameters(pieces: list[Block]) -> list[Block]:
     merged: list[Block] = []
     for piece in pieces:
         belongs_before = not piece.parameters or all(
-            _is_normalization(layer) for layer in piece.layers if has_variables(layer)
+            isinstance(layer, NORMALIZATION_LAYERS)
+            for layer in piece.layers
+            if has_variables(layer)
         )
         if merged and (belongs_before or not merged[-1].parameters):
             merged[-1] = join([merged[-1], piece])
@@ -131,14 +134,4 @@ def join(blocks: Sequence[Block]) -> Block:
         last.output_shape,
         next((b.weights_shape for b in blocks if b.parameters), first.weights_shape),
         tuple(pair for block in blocks for pair in block.nested),
-    )
-
-
-def _is_normalization(layer: keras.layers.Layer) -> bool:
-    return isinstance(
-        layer,
-        keras.layers.BatchNormalization
-        | keras.layers.LayerNormalization
-        | keras.layers.GroupNormalization
-        | keras.layers.RMSNormalization,
     )

@@ -10,7 +10,7 @@ import keras
 
 from keras_transfer import _checks, _patterns
 from keras_transfer._blocks import Block, Shape
-from keras_transfer._layer_variables import all_layers, has_variables
+from keras_transfer._layer_variables import NORMALIZATION_LAYERS, all_layers, has_variables
 from keras_transfer._partition import equal_runs
 
 FEWEST_AUTO, MOST_AUTO = 3, 8
@@ -167,9 +167,15 @@ def _check_leads(name: str, index: int, layer: keras.layers.Layer, blocks: list[
     if any(layer is other for other in leading):
         return
     first = [block.layers[0].name for block in blocks[index : index + 2] if block.layers]
+    if isinstance(layer, NORMALIZATION_LAYERS):
+        why = "a normalization stays with the layer before it"
+    elif not has_variables(layer):
+        why = "a layer without weights stays with the layer before it"
+    else:
+        why = "it lies inside a block that more than one tensor runs through"
     raise ValueError(
-        f"A layer group cannot start at {name!r}: it lies inside a block that more than one "
-        f"tensor runs through. Start the group at {' or '.join(map(repr, first))}."
+        f"A layer group cannot start at {name!r}: {why}. "
+        f"Start the group at {' or '.join(map(repr, first))}."
     )
 
 
@@ -188,7 +194,7 @@ def starts_by_callable(
             raise ValueError(
                 "The callable given as `groups` puts layers that cannot be separated into "
                 f"different groups: {', '.join(f'{v!r} into {k!r}' for k, v in wanted.items())}. "
-                "More than one tensor runs through them."
+                f"{_why_not_separated(name_of, block)}"
             )
         name = next(iter(wanted))
         if name == current:
@@ -200,6 +206,21 @@ def starts_by_callable(
             )
         names[index] = current = name
     return list(names), names
+
+
+def _why_not_separated(name_of: Callable[[keras.layers.Layer], Any], block: Block) -> str:
+    holding = [layer for layer in block.layers if has_variables(layer)]
+    others = [layer for layer in holding if not isinstance(layer, NORMALIZATION_LAYERS)]
+    if len({_name_by(name_of, layer) for layer in others}) <= 1:
+        before = others[0] if others else holding[0]
+        return (
+            "A normalization stays with the layer before it: return "
+            f"{_name_by(name_of, before)!r} for both."
+        )
+    return (
+        "More than one tensor runs through them, or they share weights: return one name for all "
+        "of them."
+    )
 
 
 def _name_by(name_of: Callable[[keras.layers.Layer], Any], layer: keras.layers.Layer) -> str:

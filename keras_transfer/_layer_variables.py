@@ -9,6 +9,13 @@ import keras
 
 from keras_transfer import _keras_internals
 
+NORMALIZATION_LAYERS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+
 
 def all_layers(layers: Iterable[keras.layers.Layer]) -> list[keras.layers.Layer]:
     """Returns the layers and every layer inside them, each once."""

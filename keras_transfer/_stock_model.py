@@ -87,7 +87,9 @@ def _with_head(
     shape: Shape | None,
     note: str,
 ) -> LayerGroups:
-    head = LayerGroup("head" if name in split.names else name, tuple(layers), shape)
+    names = (name, "head", *(f"{name}_{i}" for i in range(1, len(split) + 2)))
+    free = next(n for n in names if n not in split.names)
+    head = LayerGroup(free, tuple(layers), shape)
     return LayerGroups([*split, head], has_head=True, note=note)
 
 
@@ -198,10 +200,19 @@ def _groups_of_layers(model: keras.Model, groups: Groups, head: str | None) -> L
     """A subclassed model: its top-level layers, in the order in which they were made."""
     layers = [layer for layer in model.layers if has_variables(layer)]
     start, note = _head_of_layers(model, layers, head)
+    nested = [i for i, layer in enumerate(layers) if i != start and _is_backbone(layer)]
+    if start == 0 and len(nested) == 1:
+        # The head was created before the backbone that it follows.
+        layers.insert(0, layers.pop(nested[0]))
+        start = 1
     if not 0 < start < len(layers):
         raise ValueError(
             f"The head of {model.name!r} was looked for {note}, but that leaves no "
-            f"{'backbone before it' if start == 0 else 'weights in the head'}. {HEAD_REMEDY}"
+            f"{'backbone before it' if start == 0 else 'weights in the head'}. The layers of a "
+            "subclassed model are taken in the order in which they were created: "
+            f"{', '.join(la.name for la in layers)}. Create the backbone before the head in "
+            "`__init__`, or name the first layer of the head: "
+            "GradualUnfreezing(plan, head='first_head_layer')."
         )
     covered = {id(v) for v in variables_that_may_train(layers)}
     loose = [v.path for v in variables_that_may_train([model]) if id(v) not in covered]

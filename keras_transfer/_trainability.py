@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from keras_transfer import _checks, _keras_internals
-from keras_transfer._layer_variables import variables_that_may_train
+from keras_transfer._layer_variables import NORMALIZATION_LAYERS, variables_that_may_train
 from keras_transfer.layer_groups import LayerGroup, LayerGroups
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.plan import Stage
@@ -101,9 +101,15 @@ def _normalization_variables(group: LayerGroup) -> list[keras.Variable]:
     return [
         variable
         for layer in group.all_layers
-        if "Normalization" in type(layer).__name__
+        if _is_normalization(layer)
         for variable in _keras_internals.own_trainable_variables(layer)
     ]
+
+
+def _is_normalization(layer: keras.layers.Layer) -> bool:
+    # By name as well: layers of other packages derive from no class of Keras's.
+    is_named_so = "Normalization" in type(layer).__name__
+    return is_named_so or isinstance(layer, NORMALIZATION_LAYERS)
 
 
 def still_layers(

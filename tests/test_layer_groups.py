@@ -220,3 +220,95 @@ def test_the_table_shows_groups_and_parameters():
     assert text.splitlines()[0].split()[:3] == ["group", "layers", "parameters"]
     assert "20" in text
     assert np.all(["stem" in text, "mid" in text, "top" in text])
+
+
+class HeadFirst(keras.Model):
+    """Creates its head before its backbone, and calls it after."""
+
+    def __init__(self, attribute, *, nested=True, head=None):
+        super().__init__()
+        setattr(self, attribute, head or keras.layers.Dense(2, name="classes"))
+        self.features = dense() if nested else keras.layers.Dense(4, name="features")
+        self.attribute = attribute
+        self(np.ones((1, 4), "float32"))
+
+    def call(self, x):
+        return getattr(self, self.attribute)(self.features(x))
+
+
+def test_a_head_that_was_created_before_its_backbone_follows_it_all_the_same():
+    deep = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="classes")
+    for model in (HeadFirst("head"), HeadFirst("classifier"), HeadFirst("head", head=deep)):
+        head = None if model.attribute == "head" else "classes"
+        groups = stock_model_groups(model, "blocks", head=head)
+        assert groups.names == ["stem", "mid", "top", "classes"]
+        assert groups[-1].layers == (getattr(model, model.attribute),)
+
+
+@pytest.mark.parametrize(
+    ("model", "lacks"),
+    [
+        (lambda: HeadFirst("classifier"), "weights in the head"),
+        (lambda: HeadFirst("head", nested=False), "backbone before it"),
+    ],
+)
+def test_where_the_order_of_creation_hides_the_head_the_error_says_so(model, lacks):
+    message = rf"leaves no {lacks}\. The layers .* in the order in which they were created: classes"
+    with pytest.raises(ValueError, match=message):
+        stock_model_groups(model())
+
+
+def test_a_head_and_a_backbone_group_of_one_name_get_names_of_their_own():
+    body = keras.Sequential(
+        [keras.Input((4,)), *(keras.layers.Dense(4, name=n) for n in ("stem", "head"))]
+    )
+    model = keras.Sequential([body, keras.layers.Dense(2, name="head")])
+    assert stock_model_groups(model, "blocks").names == ["stem", "head", "head_1"]
+
+
+def normalized():
+    layers = [
+        keras.layers.Dense(4, name="dense"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.Dense(4, name="top"),
+    ]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def test_a_normalization_that_a_callable_separates_is_named_as_the_reason():
+    message = (
+        "'dense' into 'dense', 'norm' into 'norm'. A normalization stays with the layer before it: "
+        "return 'dense' for both"
+    )
+    with pytest.raises(ValueError, match=message):
+        backbone_groups(normalized(), lambda layer: layer.name)
+    with pytest.raises(ValueError, match="More than one tensor runs through them, or they share"):
+        backbone_groups(residual(), lambda layer: layer.name)
+
+
+def residual():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, name="low")(inputs)
+    y = keras.layers.Dense(4, name="first")(x)
+    y = keras.layers.Dense(4, name="second")(y)
+    return keras.Model(inputs, keras.layers.Add(name="sum")([x, y]))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (normalized, "norm", "'norm': a normalization stays with the layer before it. Start"),
+        (residual, "second", "'second': it lies inside a block that more than one tensor runs"),
+        (residual, "sum", "'sum': a layer without weights stays with the layer before it"),
+    ],
+)
+def test_a_group_that_cannot_start_where_it_should_says_why(make, name, message):
+    with pytest.raises(ValueError, match=message):
+        backbone_groups(make(), [name])
+
+
+def test_an_empty_list_of_first_layers_and_what_is_no_name_are_refused():
+    with pytest.raises(ValueError, match="`groups` is empty"):
+        backbone_groups(dense(), [])
+    with pytest.raises(TypeError, match=r"`groups` must hold names of layers\. Received: 3"):
+        backbone_groups(dense(), [3])

@@ -83,3 +83,28 @@ def test_statistics_of_a_batch_norm_without_weights_follow_its_group(batch_norm,
     callback = ktf.callbacks.GradualUnfreezing(plan, "blocks", batch_norm=batch_norm, verbose=0)
     model.fit(x + 3.0, y, epochs=3, verbose=0, callbacks=[callback, Statistics()])
     assert seen == moved
+
+
+class PlainNorm(keras.layers.LayerNormalization):
+    """A subclass whose name says nothing."""
+
+
+class ForeignNormalization(keras.layers.Layer):
+    """A norm of another package: it derives from no normalization of Keras's."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(shape[-1],), name="weight")
+
+    def call(self, x):
+        return x * self.weight
+
+
+@pytest.mark.parametrize("norm", [PlainNorm, ForeignNormalization])
+def test_norms_are_known_by_their_class_and_those_of_other_packages_by_its_name(norm):
+    layers = [keras.layers.Dense(4, name="stem"), norm(name="n"), keras.layers.Dense(4, name="top")]
+    body = keras.Sequential([keras.Input((4,)), *layers])
+    model = ktf.TransferModel(body, keras.layers.Dense(2, name="classes"), groups="blocks")
+    stage = ktf.Stage("norms", train="norm", epochs=1)
+    found = _trainability.variables_of_stage(stage, model.layer_groups, [])
+    head = model.layer_groups[-1].variables
+    assert [id(v) for v in found] == [id(v) for v in [*layers[1].trainable_variables, *head]]
