@@ -18,6 +18,7 @@ from keras_transfer.layer_groups import (
     LayerGroups,
     backbone_groups,
     group_blocks,
+    name_of_head,
     require_weights,
 )
 
@@ -87,9 +88,7 @@ def _with_head(
     shape: Shape | None,
     note: str,
 ) -> LayerGroups:
-    names = (name, "head", *(f"{name}_{i}" for i in range(1, len(split) + 2)))
-    free = next(n for n in names if n not in split.names)
-    head = LayerGroup(free, tuple(layers), shape)
+    head = LayerGroup(name_of_head(name, split.names), tuple(layers), shape)
     return LayerGroups([*split, head], has_head=True, note=note)
 
 

@@ -182,6 +182,12 @@ def backbone_groups(model: keras.Model, groups: Groups = "auto") -> LayerGroups:
     return group_blocks(blocks_of(model), groups)
 
 
+def name_of_head(name: str, taken: Sequence[str]) -> str:
+    """Returns the name of the head's group: its own, unless a group of the backbone has it."""
+    names = itertools.chain((name, "head"), (f"{name}_{i}" for i in itertools.count(1)))
+    return next(n for n in names if n not in taken)
+
+
 def require_weights(model: Any) -> None:
     """Checks that `model` is a built Keras layer or model that holds weights."""
     if not isinstance(model, keras.layers.Layer):

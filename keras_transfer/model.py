@@ -13,7 +13,7 @@ from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
 from keras_transfer._label_checks import check_labels
 from keras_transfer._weights_file import load_wholly
 from keras_transfer.features import FeatureCache, _entry
-from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
+from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups, name_of_head
 from keras_transfer.layers import PretrainedBackbone
 from keras_transfer.layers._head_split import split_head
 from keras_transfer.layers._loss_check import check_loss_matches_activation, last_operation
@@ -150,7 +150,7 @@ class TransferModel(keras.Model):
     @property
     def layer_groups(self) -> LayerGroups:
         """The layer groups, stem first, the head last."""
-        name = self.head.name if self.head.name not in self.backbone.layer_groups.names else "head"
+        name = name_of_head(self.head.name, self.backbone.layer_groups.names)
         shape = None if self._shapes is None else self._shapes[1]
         head = LayerGroup(name, (self.head,), shape if isinstance(shape, tuple) else None)
         return LayerGroups([*self.backbone.layer_groups, head], has_head=True)

@@ -353,3 +353,12 @@ def test_a_loss_in_a_list_or_dict_of_one_is_looked_at_too(as_dict):
     for y in (IDS + 1, labels):
         with pytest.raises(ValueError, match="class ids run from 0 to 2"):
             classifier(loss).fit(X, y, verbose=0, callbacks=[Untouched()])
+
+
+@MAKERS
+def test_an_exemption_from_weight_decay_that_matches_nothing_is_refused(make):
+    plan = ktf.UnfreezingPlan([ktf.Stage("s", depth=1, epochs=1)], no_decay_on=["norms"])
+    message = (
+        r"No variable's path matches 'norms' in `no_decay_on` as a whole\. Did you mean 'norm'"
+    )
+    refuse(toys.compiled(make()), message, GradualUnfreezing(plan, verbose=0))

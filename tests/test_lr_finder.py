@@ -468,6 +468,7 @@ def test_two_replicas_measure_what_one_does_and_leave_no_trace():
     assert result["trains_afterwards"]
     assert result["replicas_differ"], "control: BatchNorm keeps statistics of each replica's own"
     assert result["each_replica_restored"]
+    assert "fewer examples than there are replicas (2). Use larger batches" in result["refused"]
 
 
 class CountsInRawVariables(keras.layers.Layer):

@@ -342,3 +342,11 @@ def test_inputs_reach_the_wrapped_model_in_their_own_precision():
     model = ktf.TransferModel(body, keras.layers.Identity(dtype="float32"))
     x = np.full((2, 6), 1.0001, "float32")  # float16 knows 1.0 and 1.001, and nothing between
     np.testing.assert_array_equal(model(x).numpy(), x)
+
+
+def test_a_head_and_a_backbone_group_of_one_name_get_names_of_their_own():
+    body = keras.Sequential(
+        [keras.Input((4,)), *(keras.layers.Dense(4, name=n) for n in ("stem", "head"))]
+    )
+    model = ktf.TransferModel(body, keras.layers.Dense(2, name="head"), groups="blocks")
+    assert model.layer_groups.names == ["stem", "head", "head_1"]

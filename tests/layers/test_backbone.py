@@ -73,3 +73,12 @@ def test_weights_of_preprocess_never_train():
     model.fit(x, y, verbose=0, callbacks=[ktf.callbacks.GradualUnfreezing(plan, verbose=0)])
     for old, new in zip(before, scale.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_start_without_the_inputs_that_are_still_read_is_an_error():
+    backbone = PretrainedBackbone(transformer(), groups="blocks")
+    (features, mask), *_ = backbone.features_at(inputs_of(backbone.model), [1]).values()
+    assert mask.shape == (3, 5)
+    message = r"start=1 takes the features and 1 of the model's inputs\. Received 0 beside"
+    with pytest.raises(ValueError, match=message):
+        backbone(features, start=1)

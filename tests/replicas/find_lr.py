@@ -84,6 +84,10 @@ def main():
     found["replicas_differ"] = any(copies[0] != copies[1] for copies in before)
     find_lr(model, data, num_steps=20, verbose=0)
     found["each_replica_restored"] = of_each_replica(strategy, model) == before
+    try:
+        find_lr(model, data.unbatch().batch(1), num_steps=20, verbose=0)
+    except ValueError as error:
+        found["refused"] = str(error)
     print(json.dumps(found))
 
 
