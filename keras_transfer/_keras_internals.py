@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -541,6 +541,25 @@ def operations(graph: Any) -> list[Any]:
 def captured_tensors(graph: Any) -> list[Any]:
     """Returns the tensors that stand in a function's graph for values from outside of it."""
     return list(graph.internal_captures)
+
+
+def captured_values(graph: Any, names: Sequence[str]) -> list[np.ndarray]:
+    """Returns what stands behind captured tensors: values of tensors, and of variables.
+
+    Args:
+        graph: The graph of a `tf.function`.
+        names: Names of tensors in it, as `captured_tensors` has them.
+    """
+    outside = {inside.name: value for value, inside in graph.captures}
+    values = []
+    for name in names:
+        value = outside[name]
+        if value.dtype == tf.resource:
+            # A variable is known to the graph by its handle only.
+            dtype = value._handle_data.shape_and_type[0].dtype
+            value = tf.raw_ops.ReadVariableOp(resource=value, dtype=dtype)
+        values.append(np.asarray(value))
+    return values
 
 
 def dataset_inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:

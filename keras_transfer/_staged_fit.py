@@ -138,8 +138,8 @@ class StagedFit:
         # Drawn in any case: a cached and an uncached run leave the generator alike.
         seed = random.randrange(2**31)
         self.order = EpochOrder(seed if is_shuffled else None)
-        self.stages = self._stages_to_run(arguments.initial_epoch)
-        self.decision = Decision([None] * len(self.stages), [None] * len(self.stages))
+        self.stages: list[StageToRun] = []  # not known before callbacks have said where to start
+        self.decision = Decision([], [])
         self.tables: dict[EntryPoint, KeptFeatures] = {}
 
     def run(self) -> keras.callbacks.History:
@@ -228,6 +228,8 @@ class StagedFit:
 
     def _decide(self) -> None:
         if self.is_off:
+            nowhere: list[EntryPoint | None] = [None] * len(self.stages)
+            self.decision = Decision(nowhere, nowhere)
             return
         self.decision = decide(
             self.model,

@@ -859,3 +859,16 @@ def test_take_losses_of_call_finds_an_activity_regularizer_and_clears_what_it_ad
     layer(np.ones((2, 3)))
     assert _keras_internals.take_losses_of_call(model)
     assert not _keras_internals.take_losses_of_call(model)
+
+
+def test_captured_values_are_those_of_the_variables_and_tensors_that_a_function_reads():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    shift = tf.constant([4.0, 5.0])
+    graph = (
+        tf.function(lambda x: layer(x) + shift).get_concrete_function(tf.TensorSpec((1, 3))).graph
+    )
+    names = [tensor.name for tensor in _keras_internals.captured_tensors(graph)]
+    found = [v.tolist() for v in _keras_internals.captured_values(graph, names)]
+    wanted = [layer.kernel.numpy().tolist(), layer.bias.numpy().tolist(), [4.0, 5.0]]
+    assert sorted(found, key=str) == sorted(wanted, key=str)

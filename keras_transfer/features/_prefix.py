@@ -72,19 +72,24 @@ class Prefix:
         Raises:
             NotDeterministicError: If a random layer lies in the prefix.
         """
-        outputs = self._concrete(inputs).structured_outputs
+        outputs = self.concrete(inputs).structured_outputs
         return {k: tf.TensorSpec(t.shape, t.dtype) for k, t in outputs.items()}
 
     def function(self, inputs: Any) -> Callable[[Any], dict[str, Any]]:
         """Returns the traced prefix for inputs of a `tf.TensorSpec` structure."""
-        concrete = self._concrete(inputs)
+        concrete = self.concrete(inputs)
         if not self.fold_constants:
             return concrete  # type: ignore[no-any-return]
         if id(concrete) not in self._folded:
             self._folded[id(concrete)] = _keras_internals.fold_variables(concrete)
         return self._folded[id(concrete)]
 
-    def _concrete(self, inputs: Any) -> Any:
+    def concrete(self, inputs: Any) -> Any:
+        """Returns the concrete function for inputs of a `tf.TensorSpec` structure.
+
+        Raises:
+            NotDeterministicError: If a random layer lies in the prefix.
+        """
         concrete = self._function.get_concrete_function(inputs)
         unsafe = _keras_internals.unsafe_operations(concrete.graph, SAFE_STATEFUL_OPERATIONS)
         if unsafe:

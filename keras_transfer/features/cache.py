@@ -195,7 +195,8 @@ class FeatureCache:
             verbose: 0 is silent, 1 shows a progress bar.
         """
         data = self._data_fingerprint(source, role)
-        names = {point: self._name(prefix, point, data) for point in prefix.points}
+        inputs = source.signature
+        names = {point: self._name(prefix, point, inputs, data) for point in prefix.points}
         found: dict[EntryPoint, Table] = {}
         for point, name in names.items():
             table = self._find(name)
@@ -284,10 +285,8 @@ class FeatureCache:
             remove_entry(self.directory, name)
             return None
 
-    def _name(self, prefix: Prefix, point: EntryPoint, data: str) -> str:
-        model = _fingerprint.prefix_fingerprint(
-            prefix.model, point, fold_constants=self.fold_constants
-        )
+    def _name(self, prefix: Prefix, point: EntryPoint, inputs: Any, data: str) -> str:
+        model = _fingerprint.prefix_fingerprint(prefix, point, inputs)
         return _short(model, data, str(self.dtype), point.key)
 
     def _data_fingerprint(self, source: Source, role: str) -> str:
@@ -307,7 +306,7 @@ class PassingCache(FeatureCache):
     def _find(self, name: str) -> Table | None:
         return None  # asked for again, it is because layers before it have trained since
 
-    def _name(self, prefix: Prefix, point: EntryPoint, data: str) -> str:
+    def _name(self, prefix: Prefix, point: EntryPoint, inputs: Any, data: str) -> str:
         return f"{data}/{point.key}"
 
     def _data_fingerprint(self, source: Source, role: str) -> str:

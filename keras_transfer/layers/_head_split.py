@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,12 +20,10 @@ class HeadSplit:
     Attributes:
         pool: Takes the backbone's features; the same each time.
         classify: Takes what `pool` returns, and `training`.
-        pools_by: What `pool` depends on: settings by name, or layers.
     """
 
     pool: Callable[[Any], Any]
     classify: Callable[..., Any]
-    pools_by: Mapping[str, Any] | Sequence[keras.layers.Layer]
 
 
 def split_head(head: keras.layers.Layer) -> HeadSplit | None:
@@ -56,9 +54,7 @@ def _split_own(head: Head) -> HeadSplit | None:
     def classify(pooled: Any, training: bool | None = None) -> Any:
         return head(pooled, training=training, pooled=True)
 
-    names = ("pooling", "data_format", "features_key", "features_rank", "compute_dtype")
-    settings = {name: getattr(head, name) for name in names}
-    return HeadSplit(pool, classify, {**settings, "pool": type(head).pool})
+    return HeadSplit(pool, classify)
 
 
 def _mask_of(features: Any, key: str | None) -> Any:
@@ -81,7 +77,7 @@ def _split_sequential(head: keras.Sequential) -> HeadSplit | None:
     def classify(pooled: Any, training: bool | None = None) -> Any:
         return _run(layers[leading:], pooled, training)
 
-    return HeadSplit(pool, classify, layers[:leading])
+    return HeadSplit(pool, classify)
 
 
 def _is_always_the_same(layer: keras.layers.Layer) -> bool:

@@ -17,6 +17,7 @@ import keras_transfer as ktf
 from keras_transfer.features import FeatureCache, _store
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._fingerprint import prefix_fingerprint
+from keras_transfer.features._prefix import Prefix
 from tests.features.toys import (
     HEAD_ONLY,
     PLAN,
@@ -214,8 +215,13 @@ def model_of(change=lambda model: None, head=None, **options):
 MIDDLE, END = EntryPoint(1), EntryPoint(2)
 
 
+def fingerprint_of(model, point=END, fold_constants=False):
+    prefix = Prefix(model, [point], fold_constants=fold_constants)
+    return prefix_fingerprint(prefix, point, tf.TensorSpec((None, 6)))
+
+
 def fingerprint(*arguments, point=END, fold_constants=False, **options):
-    return prefix_fingerprint(model_of(*arguments, **options), point, fold_constants=fold_constants)
+    return fingerprint_of(model_of(*arguments, **options), point, fold_constants)
 
 
 def layer(model, name):
@@ -236,6 +242,20 @@ def edited():
     namespace = {"__name__": __name__}
     exec("def halved(x):\n    return x / 3\n", namespace)
     return namespace["halved"]
+
+
+def divided_by(divisor):
+    return lambda x: x / divisor
+
+
+def helped(divisor):
+    namespace = {"__name__": __name__, "helper": divided_by(divisor)}
+    exec("def divided(x):\n    return helper(x)\n", namespace)
+    return namespace["divided"]
+
+
+def activation(name):
+    return keras.layers.Activation(name, name=name)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -261,8 +281,12 @@ def in_preprocessing(layer):
 OTHER = {
     "a layer of one's own": lambda: in_preprocessing(Scale()),
     "its code": lambda: in_preprocessing(ScaleEdited()),
-    "a function in a layer": lambda: in_preprocessing(keras.layers.Lambda(halved)),
-    "the code of a function in a layer": lambda: in_preprocessing(keras.layers.Lambda(edited())),
+    "a closure": lambda: fingerprint(preprocess=divided_by(5.0)),
+    "what it closes over": lambda: fingerprint(preprocess=divided_by(6.0)),
+    "what a function calls": lambda: fingerprint(preprocess=helped(7.0)),
+    "the code of what it calls": lambda: fingerprint(preprocess=helped(8.0)),
+    "a layer called like its setting": lambda: in_preprocessing(activation("tanh")),
+    "its setting": lambda: in_preprocessing(activation("relu")),
     "a weight": lambda: fingerprint(lambda m: nudge(layer(m, "stem").kernel)),
     "a bias": lambda: fingerprint(lambda m: nudge(layer(m, "mid").bias)),
     "a statistic": lambda: fingerprint(lambda m: nudge(layer(m, "norm").moving_mean)),
@@ -283,7 +307,7 @@ OTHER = {
 def in_precision(policy):
     keras.config.set_dtype_policy(policy)
     model = ktf.TransferModel(normalized(), keras.layers.Dense(2, name="head"))
-    return prefix_fingerprint(model, END, fold_constants=False)
+    return fingerprint_of(model)
 
 
 def test_a_fingerprint_tells_apart_what_gives_other_features():
@@ -293,6 +317,9 @@ def test_a_fingerprint_tells_apart_what_gives_other_features():
 
 SAME = {
     "built again": lambda: fingerprint(),
+    "with other entry points": lambda: prefix_fingerprint(
+        Prefix(model_of(), [MIDDLE, END]), END, tf.TensorSpec((None, 6))
+    ),
     "a flag": lambda: fingerprint(lambda m: m.freeze()),
     "weights behind the boundary": lambda: fingerprint(
         lambda m: nudge(layer(m, "mid").kernel), point=MIDDLE
