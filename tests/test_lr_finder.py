@@ -1,8 +1,4 @@
-import json
-import os
 import random
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +11,7 @@ import keras_transfer as ktf
 from keras_transfer import _keras_internals
 from keras_transfer.lr_finder import find_lr
 from keras_transfer.optimizers import discriminative, find_discriminative
+from tests.replicas import run_in_child
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(96, 6)).astype("float32")
@@ -451,16 +448,7 @@ def test_a_progress_bar_shows_rate_and_loss(capsys):
 
 @pytest.mark.distributed
 def test_two_replicas_measure_what_one_does_and_leave_no_trace():
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.replicas.find_lr"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    result = json.loads(child.stdout.splitlines()[-1])
+    (result,) = run_in_child("tests.replicas.find_lr")
     assert result["replicas"] == 2
     assert len(result["one"]) == 20
     np.testing.assert_allclose(result["two"], result["one"], rtol=1e-4)

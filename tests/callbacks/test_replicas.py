@@ -1,12 +1,9 @@
 """Gradual unfreezing on two replicas equals that on one, at the same global batch size."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+
+from tests.replicas import run_in_child
 
 CASES = ("stock/froze_first", "stock/as_it_is", "transfer/froze_first", "transfer/as_it_is")
 
@@ -15,18 +12,8 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def results():
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.replicas.unfreezing", *CASES],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        check=False,
-    )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    found = {result["case"]: result for result in map(json.loads, lines)}
-    assert child.returncode == 0, f"{sorted(found)} ran, then: {child.stderr[-3000:]}"
-    return found
+    found = run_in_child("tests.replicas.unfreezing", *CASES)
+    return {result["case"]: result for result in found}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,11 +1,8 @@
 """Two replicas equal one at the same global batch size; each case unfreezes on the way."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.replicas import run_in_child
 
 CASES = (
     "sgd/clipnorm",
@@ -27,18 +24,8 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def results():
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.optimizers.two_replicas", *CASES, CONTROL],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        check=False,
-    )
-    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    found = {result["case"]: result for result in map(json.loads, lines)}
-    assert child.returncode == 0, f"{sorted(found)} ran, then: {child.stderr[-3000:]}"
-    return found
+    found = run_in_child("tests.optimizers.two_replicas", *CASES, CONTROL)
+    return {result["case"]: result for result in found}
 
 
 @pytest.mark.parametrize("case", CASES)
