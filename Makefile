@@ -36,7 +36,7 @@ quickstart: $(STAMPS)/examples
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-gpu: $(STAMPS)/test
 	$(BIN)/python -m pytest -m gpu

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import keras
 import pytest
@@ -72,7 +73,8 @@ def test_probabilities_into_a_loss_for_logits_are_refused(loss, activation):
         keras.losses.categorical_crossentropy,
         [None, PROBABILITIES],
     ],
-    ids=str,
+    # Without addresses, which pytest-xdist would find to differ between its processes.
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_logits_into_a_loss_for_probabilities_are_refused(loss, activation):
     with pytest.raises(ValueError, match=r"returns logits .*from_logits=True"):
