@@ -67,3 +67,14 @@ def choice(value: Any, name: str, options: Iterable[str]) -> str:
             f"{did_you_mean(value, options)}"
         )
     return str(value)
+
+
+def known_keys(config: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Checks that a configuration holds no other keys than `what` (a stage, say) has arguments."""
+    known = list(known)
+    for key in config:
+        if key not in known:
+            raise ValueError(
+                f"{what} has no argument {key!r}.{did_you_mean(key, known)} "
+                f"Known arguments: {', '.join(known)}."
+            )

@@ -199,13 +199,7 @@ class Stage:
         """Makes a stage from `get_config`'s result; an unknown key is an error."""
         if not isinstance(config, Mapping):
             raise TypeError(f"A stage's config must be a mapping. Received: {config!r}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in config:
-            if key not in known:
-                raise ValueError(
-                    f"A stage has no argument {key!r}.{_checks.did_you_mean(key, known)} "
-                    f"Known arguments: {', '.join(known)}."
-                )
+        _checks.known_keys(config, [field.name for field in dataclasses.fields(cls)], "A stage")
         if "name" not in config:
             raise ValueError(f"A stage's config needs a `name`. Received: {dict(config)!r}")
         return cls(**config)
@@ -329,13 +323,7 @@ class UnfreezingPlan:
         """Makes a plan from `get_config`'s result."""
         if not isinstance(config, Mapping) or not isinstance(config.get("stages"), Iterable):
             raise ValueError(f"A plan's config must hold `stages`, a list. Received: {config!r}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in config:
-            if key not in known:
-                raise ValueError(
-                    f"A plan has no argument {key!r}.{_checks.did_you_mean(key, known)} "
-                    f"Known arguments: {', '.join(known)}."
-                )
+        _checks.known_keys(config, [field.name for field in dataclasses.fields(cls)], "A plan")
         stages = [Stage.from_config(stage) for stage in config["stages"]]
         return cls(**{**config, "stages": stages})
 

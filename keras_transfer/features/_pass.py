@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,17 +25,9 @@ class _IrregularBatchesError(Exception):
     """A batch has another shape than the first, or one in the middle another size."""
 
 
-def run_pass(
-    prefix: Prefix,
-    source: Source,
-    make_writer: MakeWriter,
-    *,
-    kept_as: str | None,
-    max_bytes: int | None,
-    role: str,
-    verbose: Any,
-) -> dict[EntryPoint, Table]:
-    """Reads `source` once and returns a table for each entry point.
+@dataclasses.dataclass
+class FeaturePass:
+    """Reads data once and makes a table for each entry point.
 
     Args:
         prefix: The frozen layers, up to each entry point to fill.
@@ -45,57 +38,44 @@ def run_pass(
         max_bytes: The most that all tables together may take.
         role: What the data is called in the progress bar.
         verbose: 0 is silent, 1 shows a progress bar.
-
-    Raises:
-        TooLargeError: If the tables take more than `max_bytes`.
-        CannotKeepError: If features of arrays have another shape in each batch.
-        NotDeterministicError: If the frozen layers are not deterministic.
-        ValueError: If the data yields another number of batches than it said.
     """
-    one_pass = _Pass(prefix, source, make_writer, kept_as, max_bytes, role, verbose)
-    try:
-        return one_pass.run(whole_batches=one_pass.needs_whole_batches)
-    except _IrregularBatchesError:
-        if source.arrays is not None:
-            # Their order is that of the uncached run, example by example.
-            raise CannotKeepError("the features have another shape in each batch") from None
-        # Batches of other sizes than the first cannot be cut anew from examples.
-        return one_pass.run(whole_batches=True)
 
+    prefix: Prefix
+    source: Source
+    make_writer: MakeWriter
+    kept_as: str | None
+    max_bytes: int | None
+    role: str
+    verbose: Any
 
-class _Pass:
-    def __init__(
-        self,
-        prefix: Prefix,
-        source: Source,
-        make_writer: MakeWriter,
-        kept_as: str | None,
-        max_bytes: int | None,
-        role: str,
-        verbose: Any,
-    ) -> None:
-        self.prefix = prefix
-        self.source = source
-        self.make_writer = make_writer
-        self.max_bytes = max_bytes
-        self.role = role
-        self.verbose = verbose
-        self.fields = prefix.signature(source.signature)
-        self.kept_as = {
-            name: kept_as
-            for name, spec in self.fields.items()
-            if kept_as is not None and spec.dtype.is_floating
-        }
+    def run(self) -> dict[EntryPoint, Table]:
+        """Runs the pass and returns the tables.
+
+        Raises:
+            TooLargeError: If the tables take more than `max_bytes`.
+            CannotKeepError: If features of arrays have another shape in each batch.
+            NotDeterministicError: If the frozen layers are not deterministic.
+            ValueError: If the data yields another number of batches than it said.
+        """
+        self.fields = self.prefix.signature(self.source.signature)
+        try:
+            return self._run(whole_batches=self._needs_whole_batches)
+        except _IrregularBatchesError:
+            if self.source.arrays is not None:
+                # Their order is that of the uncached run, example by example.
+                raise CannotKeepError("the features have another shape in each batch") from None
+            # Batches of other sizes than the first cannot be cut anew from examples.
+            return self._run(whole_batches=True)
 
     @property
-    def needs_whole_batches(self) -> bool:
+    def _needs_whole_batches(self) -> bool:
         """Whether it is known beforehand that examples cannot be cut out of their batches."""
         if self.source.arrays is not None:
             return False
         static = all(None not in spec.shape[1:] for spec in self.fields.values())
         return self.source.keeps_batches or self.source.n_examples is None or not static
 
-    def run(self, *, whole_batches: bool) -> dict[EntryPoint, Table]:
+    def _run(self, *, whole_batches: bool) -> dict[EntryPoint, Table]:
         run = self.prefix.function(self.source.signature)
         progress = _Progress(self.role, self.source.n_batches, self.verbose)
         writers: dict[EntryPoint, Writer] = {}
@@ -143,7 +123,8 @@ class _Pass:
             names = [name for name in features if point.owns(name)]
             dtypes = {name: self.fields[name].dtype.name for name in names}
             dtypes.update({name: str(value.dtype) for name, value in targets.items()})
-            kept_as = {name: self.kept_as[name] for name in names if name in self.kept_as}
+            floats = [name for name in names if self.fields[name].dtype.is_floating]
+            kept_as = dict.fromkeys(floats, self.kept_as) if self.kept_as is not None else {}
             writers[point] = self.make_writer(point, dtypes, kept_as, whole_batches)
             structures[point] = ({name: name for name in names}, *structure)
         return writers, structures

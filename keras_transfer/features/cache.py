@@ -18,7 +18,7 @@ from keras_transfer import _checks
 from keras_transfer.features import _fingerprint
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._order import EpochOrder, ordered_dataset
-from keras_transfer.features._pass import run_pass
+from keras_transfer.features._pass import FeaturePass
 from keras_transfer.features._prefix import NotDeterministicError, Prefix
 from keras_transfer.features._sources import Source, array_source, as_arrays, dataset_source
 from keras_transfer.features._store import (
@@ -207,17 +207,16 @@ class FeatureCache:
             if found:
                 prefix = Prefix(prefix.model, missing, fold_constants=self.fold_constants)
             self._make_room(prefix, source, keep={names[point] for point in found})
-            found.update(
-                run_pass(
-                    prefix,
-                    source,
-                    lambda point, *given: self._writer(names[point], source, *given),
-                    kept_as=self.dtype,
-                    max_bytes=self._room_left(),
-                    role=role,
-                    verbose=verbose,
-                )
+            one_pass = FeaturePass(
+                prefix,
+                source,
+                lambda point, *given: self._writer(names[point], source, *given),
+                kept_as=self.dtype,
+                max_bytes=self._room_left(),
+                role=role,
+                verbose=verbose,
             )
+            found.update(one_pass.run())
         if source.arrays is not None:
             # Batches of arrays are cut anew, and an earlier pass may have had others.
             size = source.batch_size
