@@ -93,6 +93,12 @@ def decide(
         decision.line = f"Feature cache off: {problem}."
         return decision
     assert isinstance(train, Source)
+    unkept = None if validation is None else _problem_of(validation, insist)
+    if unkept is not None and insist:
+        raise ValueError(
+            f"Features of the validation data cannot be cached: {unkept}. Use "
+            "cache_features='auto', which caches those of the training data alone."
+        )
     for index, stage in enumerate(stages):
         if points[index] is None:
             reasons[index] = "nothing before it is frozen"
@@ -100,10 +106,8 @@ def decide(
             reasons[index] = "has one epoch" if stage.epochs else "does not run"
             points[index] = None
     sizes = _check_prefix(decision, model, train, validation, cache, reasons, insist)
-    decision.caches_validation = isinstance(validation, Source) and not _problem_of(
-        validation, insist
-    )
-    decision.line = _line(stages, decision, reasons, sizes, validation, insist)
+    decision.caches_validation = validation is not None and unkept is None
+    decision.line = _line(stages, decision, reasons, sizes, unkept)
     return decision
 
 
@@ -231,8 +235,7 @@ def _line(
     decision: Decision,
     reasons: dict[int, str],
     sizes: dict[EntryPoint, int] | None,
-    validation: Source | str | None,
-    insist: bool,
+    unkept: str | None,
 ) -> str:
     reading = []
     for stage, point in zip(stages, decision.points, strict=True):
@@ -244,7 +247,6 @@ def _line(
         return f"Feature cache off for {'; '.join(why)}." if why else ""
     line = f"Feature cache on for {', '.join(reading)}"
     line += f"; off for {'; '.join(why)}." if why else "."
-    if validation is not None and not decision.caches_validation:
-        problem = _problem_of(validation, insist)
-        line += f" Validation data is not cached: {problem}."
+    if unkept is not None:
+        line += f" Validation data is not cached: {unkept}."
     return line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import keras
@@ -83,7 +84,7 @@ class FeaturePass:
         shapes: dict[str, tuple[int, ...]] = {}
         batches = 0
         try:
-            for batch in self.source.read():
+            for batch in read_ahead(self.source.read()):
                 features = run(keras.tree.map_structure(tf.convert_to_tensor, batch[0]))
                 structure, targets = self._targets(batch)
                 if not writers:
@@ -157,6 +158,16 @@ class FeaturePass:
     @staticmethod
     def _nbytes(writers: dict[EntryPoint, Writer]) -> int:
         return sum(writer.nbytes for writer in writers.values())
+
+
+def read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches while the next one is already being read, in a thread of its own."""
+    end = object()
+    with futures.ThreadPoolExecutor(max_workers=1) as reader:
+        following = reader.submit(next, batches, end)
+        while (batch := following.result()) is not end:
+            following = reader.submit(next, batches, end)
+            yield batch
 
 
 class _Progress:

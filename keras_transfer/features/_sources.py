@@ -62,7 +62,7 @@ class Source:
 
 def is_numeric_array(value: Any) -> bool:
     """Whether `value` is a dense array of numbers whose examples can be taken by number."""
-    if isinstance(value, tf.Tensor) and not isinstance(value, np.ndarray):
+    if isinstance(value, tf.Tensor):
         is_number = value.dtype.is_numpy_compatible and value.dtype != tf.string
         return bool(is_number and value.shape.rank > 0)
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim > 0
@@ -132,7 +132,7 @@ def dataset_source(dataset: tf.data.Dataset) -> Source:
     return Source(
         kind="a tf.data.Dataset",
         n_batches=cardinality if cardinality >= 0 else None,
-        read=lambda: (_as_tuple(batch) for batch in dataset.prefetch(tf.data.AUTOTUNE)),
+        read=lambda: (_as_tuple(batch) for batch in dataset),
         signature=_without_batch_size(inputs),
         is_shuffled=verdict.is_shuffled,
         keeps_batches=verdict.shuffles_batches,

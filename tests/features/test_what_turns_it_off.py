@@ -157,3 +157,11 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
     cache = ktf.features.FeatureCache(tmp_path / "file")
     with pytest.raises(OSError, match=r"Features cannot be written to .*file"):
         fit(transfer_model(), cache)
+
+
+def test_validation_data_that_cannot_be_kept_is_an_error_where_the_user_insists():
+    arguments = {"validation_data": (X, Y), "validation_steps": 1, "epochs": 2, "verbose": 0}
+    with pytest.raises(ValueError, match=r"validation data .*have another order"):
+        transfer_model().fit(X, Y, cache_features=True, **arguments)
+    history = transfer_model().fit(X, Y, **arguments).history
+    assert len(history["val_loss"]) == 2
