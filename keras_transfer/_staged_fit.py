@@ -61,7 +61,7 @@ class KeptFeatures:
     """
 
     stage: int
-    checksum: int
+    checksum: bytes
     training: Table
     validation: Table | None
 
@@ -141,6 +141,7 @@ class StagedFit:
         self.stages: list[StageToRun] = []  # not known before callbacks have said where to start
         self.decision = Decision([], [])
         self.tables: dict[EntryPoint, KeptFeatures] = {}
+        self._checksums: dict[EntryPoint, Callable[[], bytes]] = {}
 
     def run(self) -> keras.callbacks.History:
         """Trains, and returns the history."""
@@ -203,10 +204,15 @@ class StagedFit:
     def _point_at(self, epoch: int) -> EntryPoint | None:
         return self.decision.points[self._stage_at(epoch)]
 
-    def _data_at(self, epoch: int) -> tuple[EntryPoint | None, int]:
+    def _data_at(self, epoch: int) -> tuple[EntryPoint | None, bytes]:
         """Returns what an epoch reads: where it starts, and what lies before that."""
         point = self._point_at(epoch)
-        return point, 0 if point is None else weights_checksum(self.model, point)
+        return point, b"" if point is None else self._checksum(point)
+
+    def _checksum(self, point: EntryPoint) -> bytes:
+        if point not in self._checksums:
+            self._checksums[point] = weights_checksum(self.model, point)
+        return self._checksums[point]()
 
     def _check_frozen(self, epoch: int) -> None:
         """Checks that nothing trains that the features of an epoch's stage have behind them."""
@@ -219,7 +225,7 @@ class StagedFit:
                     "cached. Put the change into an `UnfreezingPlan`, or pass "
                     "cache_features=False to `fit`."
                 )
-        if point is not None and self.tables[point].checksum != weights_checksum(self.model, point):
+        if point is not None and self.tables[point].checksum != self._checksum(point):
             raise RuntimeError(
                 "A callback has changed frozen weights at the beginning of an epoch, while "
                 "features behind them are cached. Change them at an epoch's end, after which "
@@ -334,7 +340,7 @@ class StagedFit:
                     f"key={self.cache.key!r}, and `fit` was given {source.n_examples}. Use another "
                     "key for other data."
                 )
-            checksum = weights_checksum(self.model, one)
+            checksum = self._checksum(one)
             self.tables[one] = KeptFeatures(stage, checksum, table, kept.get(one))
 
     def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
@@ -346,7 +352,7 @@ class StagedFit:
         kept = self.tables.get(point)
         if kept is None or not self._is_frozen(point, kept.stage, stage):
             return False
-        return kept.checksum == weights_checksum(self.model, point)
+        return kept.checksum == self._checksum(point)
 
     def _is_frozen(self, point: EntryPoint, since: int, until: int) -> bool:
         """Whether nothing before a point trains in the stages from `since` up to `until`."""

@@ -26,9 +26,10 @@ def main(folder, meeting, role):
         for number, row in enumerate(inputs()[0]):
             if number == 10 and role == "killed":
                 print("half way", flush=True)
+                (meeting / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == 10:
-                meet(meeting, count=2)
+                meet(meeting, count=3)  # the killed one first: it is not to find their entry
             yield row
 
     dataset = tf.data.Dataset.from_generator(examples, output_signature=tf.TensorSpec((6,)))

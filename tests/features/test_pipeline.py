@@ -284,10 +284,10 @@ DIFFERENT = {
     ),
     "shuffle, bucketing": (
         lambda: (
-            Data.range(1, 9)
+            Data.range(1, 33)
             .map(tf.range)
-            .shuffle(9)
-            .bucket_by_sequence_length(tf.size, [5], [2, 2])
+            .shuffle(33)
+            .bucket_by_sequence_length(tf.size, [17], [2, 2])
             .map(tf.size)
         ),
         another_set("group_by_window or bucket_by_sequence_length"),
