@@ -40,7 +40,11 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "exhaustive" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes: -m exhaustive"))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

@@ -54,8 +54,8 @@ def check_callbacks(callbacks: Any, carrier: CarriesPlan | None) -> None:
         if isinstance(callback, keras.callbacks.BackupAndRestore) and carrier.plan.ends_on_plateau:
             raise ValueError(
                 "`BackupAndRestore` does not keep when a stage began, and this plan has stages "
-                "that end on a plateau: a resumed run would be in another stage. Use stages of "
-                "fixed length."
+                "that end on a plateau: a resumed run would be in another stage. Use "
+                "`keras_transfer.callbacks.ResumableTraining`, or stages of fixed length."
             )
         if isinstance(callback, keras.callbacks.EarlyStopping) and len(carrier.plan.stages) > 1:
             warnings.warn(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -512,6 +514,11 @@ def take_initial_epoch(model: keras.Model) -> int | None:
     return None if epoch is None else int(epoch)
 
 
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Tells a `fit` whose callbacks are beginning at which epoch to start."""
+    model._initial_epoch = epoch
+
+
 def unsafe_operations(graph: Any, safe: Collection[str]) -> list[str]:
     """Returns the operations of a function's graph that keep state or draw random numbers.
 
@@ -592,3 +599,82 @@ def fold_variables(concrete: Any) -> Callable[[Any], Any]:
         return tf.nest.pack_sequence_as(structure, frozen(*flat))
 
     return call
+
+
+def build_metrics(model: keras.Model, batch: Any) -> None:
+    """Makes the variables of metrics and losses, which Keras makes in the first step.
+
+    Args:
+        model: A compiled model.
+        batch: A batch as `fit` reads it: inputs, targets, sample weights.
+    """
+    with model.distribute_strategy.scope():
+        model._symbolic_build(data_batch=batch)
+
+
+# --- Callbacks ------------------------------------------------------------------------------
+
+# What Keras's callbacks change while they run, by class.
+_CALLBACK_STATE: dict[type, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: (
+        "best",
+        "best_epoch",
+        "best_weights",
+        "stopped_epoch",
+        "wait",
+    ),
+    keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
+    keras.callbacks.ModelCheckpoint: (
+        "best",
+        "_batches_seen_since_last_saving",
+        "_current_epoch",
+        "_last_batch_seen",
+    ),
+    keras.callbacks.History: ("epoch", "history"),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.CSVLogger: ("keys",),
+    keras.callbacks.LambdaCallback: (),
+    keras.callbacks.LearningRateScheduler: (),
+    keras.callbacks.ProgbarLogger: (),
+    keras.callbacks.RemoteMonitor: (),
+    keras.callbacks.TerminateOnNaN: (),
+}
+
+
+def callback_state(callback: keras.callbacks.Callback) -> dict[str, Any] | None:
+    """Returns what one of Keras's callbacks has changed since training began.
+
+    Returns:
+        The values by name, or `None` if the callback's class is none of Keras's, nor derived
+        from one.
+    """
+    for known in type(callback).__mro__:
+        if known in _CALLBACK_STATE:
+            names = _CALLBACK_STATE[known]
+            return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+    return None
+
+
+def is_callback_of_keras(callback: keras.callbacks.Callback) -> bool:
+    """Whether the callback's own class, not one that it derives from, is Keras's."""
+    return type(callback) in _CALLBACK_STATE
+
+
+def callback_list_around(
+    callback: keras.callbacks.Callback,
+) -> keras.callbacks.CallbackList | None:
+    """Returns the list whose hook is calling `callback` right now.
+
+    Keras tells a callback its model and its parameters, not the callbacks beside it; the
+    list is found among the callers.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            one is callback for one in caller.callbacks
+        ):
+            return caller
+        frame = frame.f_back
+    return None

@@ -64,14 +64,19 @@ def _copies(model: keras.Model) -> list[tf.Variable]:
     """
     found: list[Any] = [v.value for v in [*model.variables, *model.metrics_variables]]
     for layer in _keras_internals.flatten_layers(model):
-        found.extend(_raw_variables(vars(layer), set()))
+        found.extend(raw_variables(layer))
     found = list({id(v): v for v in found}.values())
     local = model.distribute_strategy.experimental_local_results
     return [copy for variable in found for copy in local(variable)]
 
 
+def raw_variables(layer: keras.layers.Layer) -> list[tf.Variable]:
+    """Returns the `tf.Variable`s that a layer's attributes hold: Keras lists only its own."""
+    return list(_raw_variables(vars(layer), set()))
+
+
 def _raw_variables(value: Any, seen: set[int]) -> Iterator[tf.Variable]:
-    """Yields the `tf.Variable`s in nested containers and modules: Keras lists only its own."""
+    """Yields the `tf.Variable`s in nested containers and modules."""
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 
 from keras_transfer.features._order import EpochOrder
+
+
+@runtime_checkable
+class Resuming(Protocol):
+    """A callback that keeps checkpoints, as `TransferModel.fit` uses it.
+
+    Attributes:
+        save_freq: `"epoch"`, or the number of steps between checkpoints.
+    """
+
+    save_freq: str | int
+
+    def told_by_fit(
+        self, facts: Mapping[str, Any], state: Callable[[], dict[str, Any]], note: str
+    ) -> None:
+        """Says what the data is, before training begins."""
+        ...
+
+    def place(self) -> tuple[int, int] | None:
+        """Returns epoch and steps done where training goes on; `None` for a new run."""
+        ...
+
+    def saved_state_of_fit(self) -> dict[str, Any]:
+        """Returns what `fit` kept of its own when the checkpoint was written."""
+        ...
+
+    def restore(self, *, within_epoch: bool = False) -> None:
+        """Puts everything back that the checkpoint holds."""
+        ...
+
+    def save(self, epoch: int, step: int) -> None:
+        """Writes a checkpoint."""
+        ...
 
 
 class OneTraining(keras.callbacks.CallbackList):
@@ -24,6 +57,7 @@ class OneTraining(keras.callbacks.CallbackList):
             it reads; a segment ends where that changes.
         check: Takes an epoch whose beginning all callbacks have seen, and raises if it
             cannot go on.
+        resuming: The callback that keeps checkpoints, if there is one.
         **params: What callbacks are told (`epochs`, `steps`, `verbose`).
     """
 
@@ -35,6 +69,7 @@ class OneTraining(keras.callbacks.CallbackList):
         order: EpochOrder,
         data_of: Callable[[int], Any],
         check: Callable[[int], None],
+        resuming: Resuming | None = None,
         **params: Any,
     ) -> None:
         super().__init__(
@@ -49,8 +84,13 @@ class OneTraining(keras.callbacks.CallbackList):
         self._check = check
         self._data: Any = None
         self._last_logs: Any = None
+        self._resuming = resuming
+        self._epoch = 0
+        self._steps_before = 0  # of the epoch in progress, in the run that was killed
+        self._saved_at = 0  # the last step of it that a checkpoint holds
         self.next_epoch = 0
         self.is_stopped = False
+        self.resumed_at: tuple[int, int] | None = None
 
     def begin(self) -> None:
         """Begins the training."""
@@ -75,9 +115,30 @@ class OneTraining(keras.callbacks.CallbackList):
             self._last_logs = logs
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._order.epoch = epoch
+        self._order.epoch = self._epoch = epoch
+        self._steps_before = self._saved_at = 0
         super().on_epoch_begin(epoch, logs)
+        if self.resumed_at is not None and self.resumed_at[0] == epoch:
+            self._steps_before = self._saved_at = self.resumed_at[1]
+            if self._steps_before and self._resuming is not None:
+                # Callbacks had seen the epoch begin when the checkpoint was written.
+                self._resuming.restore(within_epoch=True)
         self._check(epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch + self._steps_before, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        batch += self._steps_before
+        super().on_train_batch_end(batch, logs)
+        if self._resuming is None or self._resuming.save_freq == "epoch":
+            return
+        done, freq = batch + 1, int(self._resuming.save_freq)
+        steps = self.params["steps"]
+        # At an epoch's end the next one's beginning is what is kept.
+        if done // freq > self._saved_at // freq and (steps is None or done < steps):
+            self._resuming.save(self._epoch, done)
+            self._saved_at = done
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

@@ -11,12 +11,13 @@ import keras
 import tensorflow as tf
 
 from keras_transfer import _fit_checks, _keras_internals, _resolved_plan
-from keras_transfer._one_training import OneTraining
+from keras_transfer._one_training import OneTraining, Resuming
 from keras_transfer.features import FeatureCache
 from keras_transfer.features._decision import Decision, StageToRun, decide
 from keras_transfer.features._entry import EntryPoint
-from keras_transfer.features._fingerprint import weights_checksum
+from keras_transfer.features._fingerprint import data_fingerprint, weights_checksum
 from keras_transfer.features._fit_data import FitData, training_data, validation_data
+from keras_transfer.features._openings import CountedOpenings, reason_not_repeatable
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._prefix import Prefix
 from keras_transfer.features._sources import Source, as_arrays, split_arrays
@@ -97,6 +98,7 @@ class StagedFit:
         arguments: What the user passed to `fit`.
         carrier: The callback that carries a plan, if there is one.
         cache_features: As in `TransferModel.fit`.
+        resuming: The callback that keeps checkpoints, if there is one.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class StagedFit:
         arguments: FitArguments,
         carrier: CarriesPlan | None,
         cache_features: Any,
+        resuming: Resuming | None = None,
     ) -> None:
         self.model = model
         self.plain_fit = plain_fit
@@ -142,6 +145,19 @@ class StagedFit:
         self.decision = Decision([], [])
         self.tables: dict[EntryPoint, KeptFeatures] = {}
         self._checksums: dict[EntryPoint, Callable[[], bytes]] = {}
+        self.resuming = resuming
+        self.resumed_at: tuple[int, int] | None = None  # epoch, and steps of it that are done
+        self.openings: CountedOpenings | None = None
+        self.opened_before = 0  # how often when features were made last
+        self._reason_not_repeatable = ""
+        if resuming is not None:
+            if self.train.arrays is None:
+                self._reason_not_repeatable = reason_not_repeatable(
+                    arguments.x,
+                    shuffle=arguments.shuffle,
+                    steps_per_epoch=arguments.steps_per_epoch,
+                )
+            self._count_openings()
 
     def run(self) -> keras.callbacks.History:
         """Trains, and returns the history."""
@@ -151,17 +167,22 @@ class StagedFit:
             model=self.model,
             order=self.order,
             data_of=self._data_at,
-            check=self._check_frozen,
+            check=self._check_epoch,
+            resuming=self.resuming,
             verbose=arguments.verbose,
             epochs=arguments.epochs,
             steps=self._steps(),
         )
         self.model.stop_training = False
         self.model.make_train_function()
+        self._tell_resuming()
         training.begin()
         epoch = _keras_internals.take_initial_epoch(self.model) or arguments.initial_epoch
+        self._resume(training)
         self.stages = self._stages_to_run(epoch)
-        self._decide()
+        if epoch < arguments.epochs:
+            self._decide()
+            self._check_steps_can_be_resumed()
         optimizer = find_discriminative(self.model.optimizer)
         assert optimizer is not None
         with optimizer.averages_held():
@@ -175,6 +196,68 @@ class StagedFit:
         training.end()
         history: keras.callbacks.History = self.model.history
         return history
+
+    # --- Resuming ---------------------------------------------------------------------
+
+    def _count_openings(self) -> None:
+        source = self.train.source
+        if not isinstance(self.train.x, tf.data.Dataset) or not isinstance(source, Source):
+            return
+        if source.is_shuffled and not source.reason:
+            self.openings = CountedOpenings(self.train.x)
+            source.read = self.openings.counting(source.read)
+            self.train.x = self.openings.dataset
+
+    def _tell_resuming(self) -> None:
+        if self.resuming is None:
+            return
+        given = self.arguments
+        facts: dict[str, Any] = {"batch_size": given.batch_size, "shuffle": bool(given.shuffle)}
+        note = ""
+        if self.train.arrays is not None:
+            facts["fingerprint"] = data_fingerprint(self.train.arrays)
+        else:
+            note = self._reason_not_repeatable
+            if isinstance(given.x, tf.data.Dataset):
+                facts["element_spec"] = str(given.x.element_spec)
+        self.resuming.told_by_fit(facts, self._state, note)
+
+    def _state(self) -> dict[str, Any]:
+        """Returns what the order of the examples follows from."""
+        opened = 0 if self.openings is None else self.openings.count
+        return {"seed": self.order.seed, "opened": opened, "opened_before": self.opened_before}
+
+    def _resume(self, training: OneTraining) -> None:
+        if self.resuming is None or self.resuming.place() is None:
+            return
+        self.resumed_at = self.resuming.place()
+        self.resuming.restore()
+        self.order.seed = self.resuming.saved_state_of_fit()["seed"]
+        training.is_stopped = False
+        training.resumed_at = self.resumed_at
+
+    def _check_steps_can_be_resumed(self) -> None:
+        if self.resuming is None or self.resuming.save_freq == "epoch":
+            return
+        uncached = [
+            stage.name
+            for stage, point in zip(self.stages, self.decision.points, strict=True)
+            if point is None and stage.epochs
+        ]
+        if self.train.arrays is None and uncached:
+            stages = ", ".join(map(repr, uncached))
+            raise ValueError(
+                "Training can go on within an epoch only where the order of examples is the "
+                f"package's own: on arrays, or on cached features. Stage {stages} reads "
+                f"{type(self.arguments.x).__name__}. Received: "
+                f"save_freq={self.resuming.save_freq}. Use save_freq='epoch'."
+            )
+
+    def _steps_done(self, epoch: int) -> int:
+        """Returns how many steps of an epoch lie behind where training went on."""
+        if self.resumed_at is None or self.resumed_at[0] != epoch:
+            return 0
+        return self.resumed_at[1]
 
     # --- Stages -----------------------------------------------------------------------
 
@@ -204,15 +287,23 @@ class StagedFit:
     def _point_at(self, epoch: int) -> EntryPoint | None:
         return self.decision.points[self._stage_at(epoch)]
 
-    def _data_at(self, epoch: int) -> tuple[EntryPoint | None, bytes]:
-        """Returns what an epoch reads: where it starts, and what lies before that."""
+    def _data_at(self, epoch: int) -> tuple[EntryPoint | None, bytes, int]:
+        """Returns what an epoch reads: where it starts, what lies before that, what is left."""
         point = self._point_at(epoch)
-        return point, b"" if point is None else self._checksum(point)
+        return point, b"" if point is None else self._checksum(point), self._steps_done(epoch)
 
     def _checksum(self, point: EntryPoint) -> bytes:
         if point not in self._checksums:
             self._checksums[point] = weights_checksum(self.model, point)
         return self._checksums[point]()
+
+    def _check_epoch(self, epoch: int) -> None:
+        """Checks that an epoch whose beginning all callbacks have seen can go on."""
+        self._check_frozen(epoch)
+        resumed = self.resumed_at is not None and self.resumed_at[0] == epoch
+        if resumed and self.openings is not None and self.resuming is not None:
+            # Keras has looked at the data by now, which counts as well.
+            self.openings.advance_to(self.resuming.saved_state_of_fit()["opened"])
 
     def _check_frozen(self, epoch: int) -> None:
         """Checks that nothing trains that the features of an epoch's stage have behind them."""
@@ -255,7 +346,11 @@ class StagedFit:
 
     def _run_segment(self, training: OneTraining, epoch: int) -> None:
         arguments = self.arguments
-        data = self._open(self._stage_at(epoch))
+        done = self._steps_done(epoch)
+        data = self._open(self._stage_at(epoch), done)
+        if done:
+            # What they had summed up is put back before the first step, which would make them.
+            _keras_internals.build_metrics(self.model, next(iter(data.x)))
         training.begin_segment(epoch)
         self.plain_fit(
             data.x,
@@ -276,8 +371,8 @@ class StagedFit:
             validation_freq=arguments.validation_freq,
         )
 
-    def _open(self, stage: int) -> SegmentData:
-        """Returns what Keras's `fit` is to read in a stage."""
+    def _open(self, stage: int, done: int) -> SegmentData:
+        """Returns what Keras's `fit` is to read in a stage, past the first `done` batches."""
         point = self.decision.points[stage]
         if point is not None:
             try:
@@ -297,13 +392,12 @@ class StagedFit:
                 assert self.validation is not None
                 table = _with_targets(kept, self.validation)
                 validation = _dataset(table, EpochOrder(None))
-            return SegmentData(
-                _dataset(_with_targets(features, self.train), self.order), validation
-            )
+            table = _with_targets(features, self.train)
+            return SegmentData(_dataset(table, self.order, done), validation)
         if self.train.arrays is not None:
             batch_size = self.arguments.batch_size or 32
             whole = table_of_arrays(self.train.arrays, batch_size, "array")
-            return SegmentData(_dataset(whole, self.order), validation)
+            return SegmentData(_dataset(whole, self.order, done), validation)
         train = self.train
         given = self.arguments
         return SegmentData(
@@ -327,6 +421,10 @@ class StagedFit:
         if prefix is None or prefix.points != wanted:
             fold_constants = self.cache.fold_constants
             prefix = Prefix(self.model, wanted, fold_constants=fold_constants)
+        if self.openings is not None:
+            if self.resuming is not None and self.resumed_at is not None:
+                self.openings.advance_to(self.resuming.saved_state_of_fit()["opened_before"])
+            self.opened_before = self.openings.count
         made = self._features(prefix, self.train, "training")
         kept: dict[EntryPoint, Table] = {}
         if self.decision.caches_validation and self.validation is not None:
@@ -391,10 +489,11 @@ def _with_targets(table: Table, data: FitData) -> Table:
     return join_tables(table, targets)
 
 
-def _dataset(table: Table, order: EpochOrder) -> tf.data.Dataset:
+def _dataset(table: Table, order: EpochOrder, done: int = 0) -> tf.data.Dataset:
     return ordered_dataset(
         table.read,
         table.signature,
+        done=done * (table.batch_size or 1),
         count=table.n_rows,
         batch_size=table.batch_size,
         order=order,

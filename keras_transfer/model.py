@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_transfer import _fit_checks, _keras_internals, _staged_fit, _trainability
+from keras_transfer import _fit_checks, _keras_internals, _one_training, _staged_fit, _trainability
 from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
 from keras_transfer._label_checks import check_labels
 from keras_transfer._weights_file import load_wholly
@@ -331,7 +331,13 @@ class TransferModel(keras.Model):
             validation_batch_size=validation_batch_size,
             validation_freq=validation_freq,
         )
-        return _staged_fit.StagedFit(self, super().fit, arguments, carrier, cache_features).run()
+        resuming = next(
+            (c for c in _fit_checks.as_list(callbacks) if isinstance(c, _one_training.Resuming)),
+            None,
+        )
+        return _staged_fit.StagedFit(
+            self, super().fit, arguments, carrier, cache_features, resuming
+        ).run()
 
     def overridden(self, *names: str) -> list[str]:
         """Returns those of the named methods that the user's subclass replaces."""

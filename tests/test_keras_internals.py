@@ -872,3 +872,108 @@ def test_captured_values_are_those_of_the_variables_and_tensors_that_a_function_
     found = [v.tolist() for v in _keras_internals.captured_values(graph, names)]
     wanted = [layer.kernel.numpy().tolist(), layer.bias.numpy().tolist(), [4.0, 5.0]]
     assert sorted(found, key=str) == sorted(wanted, key=str)
+
+
+def test_set_initial_epoch_is_where_a_fit_begins():
+    class Starter(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            _keras_internals.set_initial_epoch(self.model, 2)
+
+    model = compiled()
+    assert model.fit(*batch(), epochs=4, callbacks=[Starter()], verbose=0).epoch == [2, 3]
+    _keras_internals.set_initial_epoch(model, None)
+    assert model.fit(*batch(), epochs=2, verbose=0).epoch == [0, 1]
+
+
+CALLBACKS = {
+    "EarlyStopping": lambda path: keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+    "ReduceLROnPlateau": lambda path: keras.callbacks.ReduceLROnPlateau("loss"),
+    "ModelCheckpoint": lambda path: keras.callbacks.ModelCheckpoint(
+        path / "m.keras", "loss", save_best_only=True
+    ),
+    "CSVLogger": lambda path: keras.callbacks.CSVLogger(path / "log.csv"),
+    "TensorBoard": lambda path: keras.callbacks.TensorBoard(path),
+    "SwapEMAWeights": lambda path: keras.callbacks.SwapEMAWeights(),
+    "History": lambda path: keras.callbacks.History(),
+    "LambdaCallback": lambda path: keras.callbacks.LambdaCallback(),
+    "LearningRateScheduler": lambda path: keras.callbacks.LearningRateScheduler(lambda e, r: r),
+    "TerminateOnNaN": lambda path: keras.callbacks.TerminateOnNaN(),
+}
+# What changes and is made anew for each training, or says nothing of it.
+MADE_ANEW = {
+    "CSVLogger": {"csv_file", "writer", "append_header"},
+    "TensorBoard": {
+        "_writers", "_prev_summary_state", "_should_write_train_graph", "_train_accumulated_time",
+        "_previous_epoch_iterations", "_epoch_start_time", "_batch_start_time", "summary",
+        "_start_batch", "_stop_batch", "_profiler_started", "_is_tracing", "_should_trace",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_callback_state_is_all_that_a_training_changes(name, tmp_path):
+    callback = CALLBACKS[name](tmp_path)
+    model = compiled()
+    if name == "SwapEMAWeights":
+        model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    seen = []
+
+    def snapshot(epoch, logs):
+        ignored = {
+            "params",
+            "_model",
+            "monitor_op",
+            "min_delta",
+            "_log_write_dir",
+            "_train_dir",
+            "_val_dir",
+        }
+        ignored |= MADE_ANEW.get(name, set())
+        seen.append({k: repr(v) for k, v in vars(callback).items() if k not in ignored})
+
+    watching = keras.callbacks.LambdaCallback(on_epoch_begin=snapshot)
+    model.fit(*batch(), epochs=3, callbacks=[watching, callback], verbose=0)
+    found = {k for k in seen[-1] if seen[0].get(k) != seen[-1][k]}
+    known = _keras_internals.callback_state(callback)
+    assert found <= known.keys()
+    assert all(hasattr(callback, attribute) for attribute in known)
+
+
+def test_is_callback_of_keras_tells_a_class_from_one_derived_of_it():
+    class Mine(keras.callbacks.EarlyStopping):
+        pass
+
+    assert _keras_internals.is_callback_of_keras(keras.callbacks.EarlyStopping())
+    assert not _keras_internals.is_callback_of_keras(Mine())
+    assert _keras_internals.callback_state(Mine())["wait"] == 0
+    assert _keras_internals.callback_state(keras.callbacks.Callback()) is None
+
+
+def test_callback_list_around_is_the_list_that_calls_though_keras_does_not_say_it():
+    class Looking(keras.callbacks.Callback):
+        def set_params(self, params):
+            super().set_params(params)
+            self.found = [_keras_internals.callback_list_around(self)]
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.found.append(_keras_internals.callback_list_around(self))
+
+    looking, other = Looking(), keras.callbacks.LambdaCallback()
+    compiled().fit(*batch(), callbacks=[other, looking], verbose=0)
+    first, last = looking.found
+    assert first is last
+    assert first.callbacks[:2] == [other, looking]
+    held = [v for v in vars(looking).values() if isinstance(v, keras.callbacks.CallbackList)]
+    assert not held, "Keras says it now: the function can go"
+    assert _keras_internals.callback_list_around(looking) is None
+
+
+def test_build_metrics_makes_variables_that_keras_makes_in_the_first_step():
+    model = compiled()
+    model.compile("adam", "mse", metrics=["mae"])
+    before = len(model.metrics_variables)
+    _keras_internals.build_metrics(model, batch())
+    after = len(model.metrics_variables)
+    assert after > before, "Keras makes them in `compile` now: the function can go"
+    model.fit(*batch(), verbose=0)
+    assert len(model.metrics_variables) == after

@@ -1,5 +1,6 @@
 """Callbacks for `model.fit`."""
 
 from keras_transfer.callbacks.gradual_unfreezing import GradualUnfreezing
+from keras_transfer.callbacks.resumable_training import ResumableTraining
 
-__all__ = ["GradualUnfreezing"]
+__all__ = ["GradualUnfreezing", "ResumableTraining"]

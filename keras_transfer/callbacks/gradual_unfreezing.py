@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_transfer import _keras_internals, _resolved_plan, _trainability
+from keras_transfer import _keras_internals, _resolved_plan, _trainability, _training_state
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.callbacks._plateau import Plateau
 from keras_transfer.layer_groups import Groups
@@ -243,10 +244,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
         return self.stage_index + (self.stage_has_ended and not self.plan_has_ended)
 
     def _enter(self, index: int, epoch: int) -> None:
-        assert self._resolved is not None
-        stage = self._resolved.stages[index]
         # Where a plan's stages end is known from the epoch alone only without plateaus.
         epochs_done = 0 if self.plan.ends_on_plateau else epoch - self.plan.first_epoch(index)
+        self._begin(index, epochs_done)
+        assert self._resolved is not None
+        self._print(f"Epoch {epoch + 1}: {self._sentence(self._resolved.stages[index])}")
+
+    def _begin(self, index: int, epochs_done: int) -> None:
+        assert self._resolved is not None
+        stage = self._resolved.stages[index]
         is_first = self.stage_index is None
         self.stage_index = index
         self.stage_has_ended = False
@@ -257,7 +263,47 @@ class GradualUnfreezing(keras.callbacks.Callback):
         _trainability.apply(
             self.model, stage.variables, stage.still, retrace=is_first or shape_changed
         )
-        self._print(f"Epoch {epoch + 1}: {self._sentence(stage)}")
+
+    # --- State, for `ResumableTraining` ---------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns where in the plan the training is, as plain data and arrays."""
+        best = None
+        if self._best is not None:
+            names = {id(v): name for name, v in self._changing_variables().items()}
+            best = {names[id(variable)]: value for variable, value in self._best}
+        plateau = None
+        if self._plateau is not None:
+            plateau = {"best": self._plateau.best, "wait": self._plateau.wait}
+        return {
+            "stage_index": self.stage_index,
+            "stage_has_ended": self.stage_has_ended,
+            "plan_has_ended": self.plan_has_ended,
+            "stage_epochs": self._stage_epochs,
+            "watched_before": self._watched_before,
+            "plateau": plateau,
+            "best_weights": best,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Puts training to where `get_state` was asked; what the optimizer holds comes after.
+
+        Args:
+            state: What `get_state` returned in a run of the same plan and model.
+        """
+        index = state["stage_index"]
+        if index is None:
+            return
+        self._begin(index, state["stage_epochs"])
+        self.stage_has_ended = state["stage_has_ended"]
+        self.plan_has_ended = state["plan_has_ended"]
+        self._watched_before = state["watched_before"]
+        if self._plateau is not None and state["plateau"] is not None:
+            self._plateau.best = state["plateau"]["best"]
+            self._plateau.wait = state["plateau"]["wait"]
+        if state["best_weights"] is not None:
+            variables = self._changing_variables()
+            self._best = [(variables[n], value) for n, value in state["best_weights"].items()]
 
     def _set_rates(self, stage: Stage, epochs_done: int) -> bool:
         """Sets base rate, multipliers and shape; returns whether the shape may have changed."""
@@ -312,20 +358,29 @@ class GradualUnfreezing(keras.callbacks.Callback):
             return
         improved = self._plateau.update(logs, self.model)
         if improved and self._plateau.stage.restore_best_weights:
-            self._best = [(v, v.numpy()) for v in self._changing_variables()]
+            variables = self._changing_variables().values()
+            self._best = [(v, np.array(v.numpy(), copy=True)) for v in variables]
 
     def _restore_best_weights(self) -> None:
         for variable, value in self._best or []:
             variable.assign(value)
         self._best = None
 
-    def _changing_variables(self) -> list[keras.Variable]:
-        """What the stage may change: what trains, its averages, and moving statistics."""
+    def _changing_variables(self) -> dict[str, keras.Variable]:
+        """What the stage may change, by name: what trains, its averages, moving statistics."""
         assert self._resolved is not None
         frozen = {id(v) for v in self._resolved.groups.variables if not v.trainable}
-        averages = _keras_internals.moving_averages(self._optimizer())
-        weights = [v for v in self.model.weights if id(v) not in frozen]
-        return [*weights, *(v for v in averages if v is not None)]
+        found = _training_state.named_variables(
+            v for v in self.model.weights if id(v) not in frozen
+        )
+        optimizer = self._optimizer()
+        training = _training_state.named_variables(_keras_internals.known_variables(optimizer))
+        averages = _keras_internals.moving_averages(optimizer)
+        if averages:
+            for name, average in zip(training, averages, strict=True):
+                if average is not None:
+                    found[f"average of {name}"] = average
+        return found
 
     def _add_columns(self, logs: dict[str, Any]) -> None:
         assert self._resolved is not None

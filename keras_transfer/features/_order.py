@@ -38,6 +38,7 @@ def ordered_dataset(
     read: Callable[[np.ndarray], Sequence[np.ndarray]],
     signature: Any,
     *,
+    done: int = 0,
     count: int,
     batch_size: int | None,
     order: EpochOrder,
@@ -51,6 +52,7 @@ def ordered_dataset(
         count: How many examples there are (how many batches, where `batch_size` is `None`).
         batch_size: Examples of a batch; `None` where batches are kept whole.
         order: The order, asked anew whenever iterating starts.
+        done: How many examples (batches) at the beginning of the order are left out.
     """
     flat = keras.tree.flatten(signature)
 
@@ -68,8 +70,10 @@ def ordered_dataset(
 
     # A data set is opened once per epoch, and only then is the order asked for.
     def indices_of_epoch(_: tf.Tensor) -> tf.Tensor:
-        indices = tf.numpy_function(lambda: order.indices(count), [], tf.int64, stateful=True)
-        return tf.ensure_shape(indices, (count,))
+        indices = tf.numpy_function(
+            lambda: order.indices(count)[done:], [], tf.int64, stateful=True
+        )
+        return tf.ensure_shape(indices, (count - done,))
 
     plain: Any = tf.autograph.experimental.do_not_convert  # converting takes time
     opened = tf.data.Dataset.from_tensors(0).map(plain(indices_of_epoch))
@@ -78,7 +82,7 @@ def ordered_dataset(
         examples = tf.data.Dataset.from_tensor_slices(indices)
         return examples if batch_size is None else examples.batch(batch_size)
 
-    n_batches = count if batch_size is None else -(-count // batch_size)
+    n_batches = count - done if batch_size is None else -(-(count - done) // batch_size)
     dataset = opened.flat_map(plain(batches_of)).map(plain(batch_of))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(n_batches))
     return dataset.prefetch(tf.data.AUTOTUNE)

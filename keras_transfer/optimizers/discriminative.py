@@ -331,6 +331,12 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
 
     # --- Config and saved state -----------------------------------------------------------
 
+    def plain_config(self) -> dict[str, Any]:
+        """Returns the config of the plain optimizer that this one stands for."""
+        plain = self._template.make_plain(self._base_config())
+        config: dict[str, Any] = {"class": type(plain).__name__, **plain.get_config()}
+        return config
+
     def _base_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
         rate = _keras_internals.rate_source(self)

@@ -1,0 +1,94 @@
+"""A training that was killed, at any step or while it wrote, ends like one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.reliability.runs import STEPS
+
+EPOCHS = {"by_steps": 6, "by_epochs": 5, "stock": 4}
+
+
+def steps_of(run, every=1):
+    steps = [(epoch, batch) for epoch in range(EPOCHS[run]) for batch in range(STEPS)]
+    return [{"run": run, "step": step} for step in steps[::every]]
+
+
+def writes_of(run, numbers):
+    moments = ("half written", "synced", "renamed")
+    return [{"run": run, "write": (n, moment)} for n in numbers for moment in moments]
+
+
+def ends_of(trials, folder):
+    """Runs the trials and returns exit codes and ends, by number."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.reliability.forks", str(folder)],
+        input=json.dumps(trials),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"},
+        timeout=900,
+    )
+    assert finished.returncode == 0, finished.stderr
+    codes = json.loads(finished.stdout.splitlines()[-1])
+    ends = {}
+    for number in range(len(trials)):
+        path = folder / str(number)
+        assert (path / "end.npz").exists(), (trials[number], (path / "log.txt").read_text())
+        with np.load(path / "end.npz") as archive:
+            ends[number] = dict(archive)
+    return codes, ends
+
+
+def check(trials, folder, capsys):
+    names = list(dict.fromkeys(trial["run"] for trial in trials))
+    everything = [{"run": name} for name in names] + trials
+    codes, ends = ends_of(everything, folder)
+    lost = []
+    for number, trial in enumerate(everything):
+        if number < len(names):
+            assert codes[str(number)] == [0]
+            continue
+        whole = ends[names.index(trial["run"])]
+        end = ends[number]
+        assert codes[str(number)] == [-signal.SIGKILL, 0], (trial, codes[str(number)])
+        different = [k for k in whole.keys() | end.keys() if not _same(whole.get(k), end.get(k))]
+        if different:
+            lost.append((trial, sorted(different)))
+    with capsys.disabled():
+        print(f"\n{len(trials)} kills tried, {len(lost)} lost anything.")
+    assert not lost, lost
+    for name in names:
+        whole = ends[names.index(name)]
+        assert whole["history epochs"].tolist() == list(range(EPOCHS[name]))
+        assert np.ptp(whole["history loss"]) > 0
+
+
+def _same(a, b):
+    return a is not None and b is not None and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
+    trials = [
+        *steps_of("by_steps"),
+        *steps_of("by_epochs", every=4),
+        *steps_of("stock", every=4),
+        *writes_of("by_steps", [8]),
+        *writes_of("stock", [5]),
+    ]
+    check(trials, tmp_path, capsys)
+
+
+@pytest.mark.exhaustive
+def test_every_step_and_every_write(tmp_path, capsys):
+    trials = [trial for run in EPOCHS for trial in steps_of(run)]
+    for run in EPOCHS:
+        trials += writes_of(run, range(1, EPOCHS[run] * (STEPS if run == "by_steps" else 1) + 2))
+    # Killed again at another step, after going on.
+    assert len(trials) > 100
+    check(trials, tmp_path, capsys)
