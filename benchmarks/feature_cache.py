@@ -246,7 +246,7 @@ def draw(rows, path):
     bars = axes.barh(names, [row["seconds"] for row in rows])
     axes.bar_label(bars, [f"{row['seconds']:.1f} s ({row['ratio']:.1f}x)" for row in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)
     axes.set_xlabel("seconds of `fit`, median")
     figure.tight_layout()
     path.parent.mkdir(exist_ok=True)
