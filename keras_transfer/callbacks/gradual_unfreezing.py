@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from keras_transfer import _keras_internals, _resolved_plan, _trainability, _training_state
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
+from keras_transfer.callbacks._copies import copy_without_run
 from keras_transfer.callbacks._plateau import Plateau
 from keras_transfer.layer_groups import Groups
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
@@ -114,16 +114,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._resolved: ResolvedPlan | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradualUnfreezing:
-        # KerasTuner copies callbacks for each trial. A copy that held layers would unfreeze
-        # copies of the layers, so what a run produced, and its model, stay behind.
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        keras.callbacks.Callback.__init__(copied)
-        copied._reset()
-        for name, value in vars(self).items():
-            if name not in vars(copied):
-                setattr(copied, name, copy.deepcopy(value, memo))
-        return copied
+        return copy_without_run(self, memo)
 
     @property
     def stage(self) -> Stage | None:

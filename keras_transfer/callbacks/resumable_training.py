@@ -21,6 +21,7 @@ from keras_transfer import (
     _training_state,
 )
 from keras_transfer._checkpoint_files import CheckpointFiles
+from keras_transfer.callbacks._copies import copy_without_run
 
 
 class ResumableTraining(keras.callbacks.Callback):
@@ -116,6 +117,9 @@ class ResumableTraining(keras.callbacks.Callback):
         self._waits = False
         self._facts: dict[str, Any] = {}
         self._next_epoch = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResumableTraining:
+        return copy_without_run(self, memo)
 
     # --- What `TransferModel.fit` asks and tells ----------------------------------------
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import json
 from examples import feature_cache
-arguments = ["--labels=60", "--image-size=64", "--epochs=2", "--verbose=0"]
+arguments = ["--labels=40", "--image-size=32", "--epochs=2", "--verbose=0"]
 print(json.dumps(feature_cache.main(arguments)))
 """
 

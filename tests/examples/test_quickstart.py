@@ -7,7 +7,7 @@ def test_the_shortened_quickstart_learns_prints_a_table_and_draws(tmp_path, caps
     pytest.importorskip("matplotlib")
     picture = tmp_path / "quickstart.png"
     pretrained, scratch = quickstart.main(
-        ["--quick", "--labels=100", "--test-size=200", "--image-size=64", f"--output={picture}"]
+        ["--quick", "--labels=100", "--test-size=100", "--image-size=48", f"--output={picture}"]
     )
     # Chance is 0.1. The network from scratch has too few epochs here to say anything.
     assert pretrained.accuracy > 0.4
