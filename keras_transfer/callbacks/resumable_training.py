@@ -245,6 +245,7 @@ class ResumableTraining(keras.callbacks.Callback):
         if self._waits:
             self.restore()
         elif self._found is None or self._found["epoch"] != epoch:
+            self._forget_arrays()
             self.save(epoch, 0)
         self._next_epoch = epoch + 1
 
@@ -255,6 +256,12 @@ class ResumableTraining(keras.callbacks.Callback):
         else:
             self.save(self._next_epoch, 0, has_ended=True)
         self._found = None
+
+    def _forget_arrays(self) -> None:
+        """Frees what has been put back, which is as large as the model."""
+        for name in ("callbacks", "optimizer", "model", "metrics"):
+            if self._found is not None:
+                self._found.pop(name, None)
 
     # --- Beside other callbacks ---------------------------------------------------------
 

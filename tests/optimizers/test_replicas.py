@@ -6,14 +6,11 @@ from tests.replicas import run_in_child
 
 CASES = (
     "sgd/clipnorm",
-    "adamw/clipvalue",
+    "lion/clipvalue",
     "adamw/global_clipnorm",
-    "adamw/ema_overwrite",
+    "muon/ema_overwrite",
     "adamw/accumulate_clip",
-    "adamw/loss_scale",
-    "lion/ema",
-    "nadam/plain",
-    "muon/plain",
+    "nadam/loss_scale",
     "by_hand/adamw",
     "take_over/adamw",
 )

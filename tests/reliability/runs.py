@@ -11,7 +11,7 @@ import tensorflow as tf
 import keras_transfer as ktf
 from keras_transfer import _training_state
 
-EXAMPLES, BATCH = 12, 4
+EXAMPLES, BATCH = 8, 4
 STEPS = EXAMPLES // BATCH
 
 

@@ -76,8 +76,8 @@ def _same(a, b):
 def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
     trials = [
         *steps_of("by_steps"),
-        *steps_of("by_epochs", every=4),
-        *steps_of("stock", every=4),
+        *steps_of("by_epochs", every=3),
+        *steps_of("stock", every=3),
         *writes_of("by_steps", [8]),
         *writes_of("stock", [5]),
     ]

@@ -52,9 +52,9 @@ OTHERS = {
     ),
     "values of the data": (lambda: {"x": X + 1}, "data.fingerprint is"),
     "length of the data": (lambda: {"x": X[:6], "y": Y[:6]}, "data.fingerprint is"),
-    "batch size": (lambda: {"batch_size": 2}, "data.steps_per_epoch is 1 in the checkpoint and 6"),
+    "batch size": (lambda: {"batch_size": 2}, "data.steps_per_epoch is 1 in the checkpoint and 4"),
     "kind of data": (
-        lambda: {"x": Data.from_tensor_slices((X, Y)).batch(12), "y": None},
+        lambda: {"x": Data.from_tensor_slices((X, Y)).batch(8), "y": None},
         "data.element_spec is not in the checkpoint",
     ),
 }

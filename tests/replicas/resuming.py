@@ -86,11 +86,17 @@ def everything(model):
     return found
 
 
+CASES = {
+    "steps": (1, "train", [(1, 2), (3, 1)]),
+    "epochs": ("epoch", "inference", [(2, 2)]),
+}
+
+
 def main(case):
-    save_freq, policy = {"steps": (1, "train"), "epochs": ("epoch", "inference")}[case]
+    save_freq, policy, kills = CASES[case]
     whole = everything(run(tempfile.mkdtemp(), save_freq, policy))
     lost = []
-    for at in ((0, 1), (2, 2), (3, 1)):
+    for at in kills:
         directory = tempfile.mkdtemp()
         try:
             run(directory, save_freq, policy, [StopAt(*at)])
