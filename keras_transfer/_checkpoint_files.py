@@ -75,7 +75,7 @@ class CheckpointFiles:
             os.rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         for _, old in self._found()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -201,7 +201,8 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return tuple(_decode(one, arrays) for one in value["tuple"])
 
 
-def _sync_directory(path: pathlib.Path) -> None:
+def sync_directory(path: pathlib.Path) -> None:
+    """Makes sure that names given to files in a directory outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

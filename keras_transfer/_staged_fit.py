@@ -233,7 +233,6 @@ class StagedFit:
         self.resumed_at = self.resuming.place()
         self.resuming.restore()
         self.order.seed = self.resuming.saved_state_of_fit()["seed"]
-        training.is_stopped = False
         training.resumed_at = self.resumed_at
 
     def _check_steps_can_be_resumed(self) -> None:

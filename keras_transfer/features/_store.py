@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_transfer._checkpoint_files import sync_directory
 from keras_transfer.features._table import Column, Table, as_numpy_dtype
 
 FORMAT = 1
@@ -180,7 +181,7 @@ class DirectoryWriter(Writer):
             if not final.exists():
                 raise
             self.discard()
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         return read_entry(self.directory, self.name)
 
     def discard(self) -> None:
@@ -218,7 +219,7 @@ class DirectoryWriter(Writer):
             json.dump({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text}, file)
             file.flush()
             os.fsync(file.fileno())
-        _sync_directory(self.path)
+        sync_directory(self.path)
 
 
 def read_entry(directory: pathlib.Path, name: str) -> Table:
@@ -305,14 +306,6 @@ def _space_on(directory: pathlib.Path) -> Iterator[None]:
             "left. Delete old entries (the directory may be emptied at any time), keep fewer "
             "boundaries, or use FeatureCache(dtype='float16')",
         ) from error
-
-
-def _sync_directory(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode(structure: Any) -> Any:

@@ -145,6 +145,21 @@ def by_epochs(directory, callbacks):
     return model
 
 
+def cached_set(directory, callbacks):
+    """A `TransferModel` whose only stage reads cached features of a shuffled data set."""
+    model = ktf.TransferModel(
+        backbone(), ktf.layers.RegressionHead(2, pooling=None, name="head"), groups="blocks"
+    )
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.freeze()
+    dataset = tf.data.Dataset.from_tensor_slices(data()).shuffle(EXAMPLES, seed=5).batch(BATCH)
+    model.fit(
+        dataset, verbose=0, epochs=3, cache_features=True,
+        callbacks=[*callbacks, ktf.callbacks.ResumableTraining(directory, 1, verbose=0)],
+    )  # fmt: skip
+    return model
+
+
 def stock(directory, callbacks):
     """A functional model of Keras, with Keras's own callbacks on both sides of ours."""
     body = backbone()
@@ -168,7 +183,7 @@ def stock(directory, callbacks):
     return model
 
 
-RUNS = {"by_steps": by_steps, "by_epochs": by_epochs, "stock": stock}
+RUNS = {"by_steps": by_steps, "by_epochs": by_epochs, "cached_set": cached_set, "stock": stock}
 
 
 def run(name, directory, callbacks=()):

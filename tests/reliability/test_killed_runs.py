@@ -11,7 +11,7 @@ import pytest
 
 from tests.reliability.runs import STEPS
 
-EPOCHS = {"by_steps": 6, "by_epochs": 5, "stock": 4}
+EPOCHS = {"by_steps": 6, "by_epochs": 5, "cached_set": 3, "stock": 4}
 
 
 def steps_of(run, every=1):
@@ -77,6 +77,7 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
     trials = [
         *steps_of("by_steps"),
         *steps_of("by_epochs", every=3),
+        *steps_of("cached_set", every=3),
         *steps_of("stock", every=3),
         *writes_of("by_steps", [8]),
         *writes_of("stock", [5]),
@@ -88,7 +89,9 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
 def test_every_step_and_every_write(tmp_path, capsys):
     trials = [trial for run in EPOCHS for trial in steps_of(run)]
     for run in EPOCHS:
-        trials += writes_of(run, range(1, EPOCHS[run] * (STEPS if run == "by_steps" else 1) + 2))
+        trials += writes_of(
+            run, range(1, EPOCHS[run] * (STEPS if run in ("by_steps", "cached_set") else 1) + 2)
+        )
     # Killed again at another step, after going on.
     assert len(trials) > 100
     check(trials, tmp_path, capsys)
