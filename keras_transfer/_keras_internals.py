@@ -412,6 +412,26 @@ def build_symbolically(model: keras.Model, batch: Any) -> None:
     model._maybe_symbolic_build(data_batch=batch)
 
 
+def shared_generators(make: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the states of the generators behind all random calls without a generator.
+
+    Args:
+        make: Names of those to make where they do not exist yet; a first call would.
+
+    Returns:
+        Variables by name: `"keras"` of `keras.random`, `"tensorflow"` of
+        `tf.random.get_global_generator`.
+    """
+    of_keras = _global_state.get_global_attribute(_seed_generator.GLOBAL_SEED_GENERATOR)
+    if of_keras is None and "keras" in make:
+        of_keras = _seed_generator.global_seed_generator()
+    of_tensorflow = _stateful_random_ops.global_generator
+    if of_tensorflow is None and "tensorflow" in make:
+        of_tensorflow = tf.random.get_global_generator()
+    found = {"keras": of_keras, "tensorflow": of_tensorflow}
+    return {name: one.state for name, one in found.items() if one is not None}
+
+
 _SEED_APART = 0x2C1B3C6D  # any number that no user would choose
 
 
@@ -429,13 +449,8 @@ def random_numbers_apart() -> Iterator[None]:
     seed, of_operations = context._seed, getattr(context, "_rng", None)
     python, numpy = random.getstate(), np.random.get_state()
     of_keras = _global_state.get_global_attribute(_seed_generator.GLOBAL_SEED_GENERATOR)
-    of_tensorflow = _stateful_random_ops.global_generator
     # Copies: on a CPU, `numpy()` may show the variable's own memory.
-    states = [
-        (generator.state, np.array(generator.state.numpy(), copy=True))
-        for generator in (of_keras, of_tensorflow)
-        if generator is not None
-    ]
+    states = [(s, np.array(s.numpy(), copy=True)) for s in shared_generators().values()]
     # Not `tf.random.set_seed`, which clears all kernels, and so sets back their states.
     context._seed = _SEED_APART if seed is None else int(seed) ^ _SEED_APART
     context._rng = random.Random(context._seed)

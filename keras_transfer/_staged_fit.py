@@ -17,7 +17,11 @@ from keras_transfer.features._decision import Decision, StageToRun, decide
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._fingerprint import data_fingerprint, weights_checksum
 from keras_transfer.features._fit_data import FitData, training_data, validation_data
-from keras_transfer.features._openings import CountedOpenings, reason_not_repeatable
+from keras_transfer.features._openings import (
+    CountedOpenings,
+    reason_not_in_order,
+    reason_not_repeatable,
+)
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._prefix import Prefix
 from keras_transfer.features._sources import Source, as_arrays, split_arrays
@@ -157,6 +161,10 @@ class StagedFit:
                     shuffle=arguments.shuffle,
                     steps_per_epoch=arguments.steps_per_epoch,
                 )
+            if self.validation is not None and self.validation.arrays is None:
+                self._reason_not_repeatable = self._reason_not_repeatable or reason_not_in_order(
+                    self.validation.x
+                )
             self._count_openings()
 
     def run(self) -> keras.callbacks.History:
@@ -213,14 +221,11 @@ class StagedFit:
             return
         given = self.arguments
         facts: dict[str, Any] = {"batch_size": given.batch_size, "shuffle": bool(given.shuffle)}
-        note = ""
         if self.train.arrays is not None:
             facts["fingerprint"] = data_fingerprint(self.train.arrays)
-        else:
-            note = self._reason_not_repeatable
-            if isinstance(given.x, tf.data.Dataset):
-                facts["element_spec"] = str(given.x.element_spec)
-        self.resuming.told_by_fit(facts, self._state, note)
+        elif isinstance(given.x, tf.data.Dataset):
+            facts["element_spec"] = str(given.x.element_spec)
+        self.resuming.told_by_fit(facts, self._state, self._reason_not_repeatable)
 
     def _state(self) -> dict[str, Any]:
         """Returns what the order of the examples follows from."""

@@ -703,6 +703,17 @@ def test_random_numbers_apart_leave_those_drawn_afterwards_alone(seed):
     assert first_and_last(draws)[2] != last
 
 
+def test_shared_generators_are_those_that_unseeded_calls_draw_from():
+    keras.utils.clear_session(free_memory=False)
+    assert "keras" not in _keras_internals.shared_generators()
+    generators = _keras_internals.shared_generators(make=["keras", "tensorflow"])
+    before = {name: state.numpy() for name, state in generators.items()}
+    keras.random.uniform(())
+    tf.random.get_global_generator().uniform(())
+    for name, state in generators.items():
+        assert not np.array_equal(before[name], state.numpy()), name
+
+
 def test_random_numbers_apart_leave_the_generator_that_keras_has_yet_to_make():
     keras.utils.set_random_seed(1)
     with _keras_internals.random_numbers_apart():

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-import random
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_transfer import (
     _callback_states,
     _checks,
     _fit_checks,
     _keras_internals,
+    _random_state,
     _same_run,
     _training_state,
 )
@@ -39,16 +38,19 @@ class ResumableTraining(keras.callbacks.Callback):
 
     Kept are weights, statistics and seed generators, the optimizer with each group's steps,
     averages and loss scale, the stage with its best value and best weights, the history, the
-    random state of Python and NumPy, and the state of Keras's own callbacks (`EarlyStopping`,
-    `ReduceLROnPlateau`, `ModelCheckpoint`, `CSVLogger`, `TensorBoard`, ...), also on a stock
-    model. A callback of yours is asked for `get_state()` and given it in `set_state(state)`
-    (plain data and arrays); one that has neither is named once.
+    random state of Python, NumPy, `keras.random` and TensorFlow's global generator (not of
+    `tf.random.normal` and its like, which TensorFlow shows to nobody), and the state of
+    Keras's own callbacks (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint`,
+    `CSVLogger`, `TensorBoard`, ...), also on a stock model. A callback of yours is asked for
+    `get_state()` and given it in `set_state(state)` (plain data and arrays); one that has
+    neither is named once.
 
     The order of the data within an epoch has to be had again. It is for arrays after
     `keras.utils.set_random_seed`, for data sets that are not shuffled, and in
     `TransferModel.fit` for those whose `shuffle` has a seed. Where it cannot be (no seed, a
-    generator, random operations in the pipeline), a line says so when training begins; a
-    stock `fit` does not show its data to callbacks, and a line says that.
+    generator, random operations in the pipeline, `repeat` after `shuffle`, a `PyDataset` with
+    an `on_epoch_end` of its own, validation data that is shuffled), a line says so when
+    training begins; a stock `fit` does not show its data to callbacks, and a line says that.
 
     Files are checked when read back. One that is damaged is renamed to `*.damaged`, and
     training goes on from the one before.
@@ -165,7 +167,7 @@ class ResumableTraining(keras.callbacks.Callback):
         _training_state.set_model_arrays(self.model, state["model"])
         if within_epoch:
             _training_state.set_metric_arrays(self.model, state["metrics"])
-        _set_random_state(state["random"])
+        _random_state.set_state(state["random"])
         self.model.make_train_function(force=True)
 
     def save(self, epoch: int, step: int, *, has_ended: bool = False) -> None:
@@ -186,7 +188,7 @@ class ResumableTraining(keras.callbacks.Callback):
                 "optimizer": _training_state.optimizer_arrays(self.model),
                 "model": _training_state.model_arrays(self.model),
                 "metrics": _training_state.metric_arrays(self.model) if step else {},
-                "random": _random_state(),
+                "random": _random_state.get_state(),
                 "fit": self._state_of_fit(),
             }
         )
@@ -315,18 +317,3 @@ class ResumableTraining(keras.callbacks.Callback):
     def _print(self, line: str) -> None:
         if self.verbose:
             print(line)
-
-
-def _random_state() -> dict[str, Any]:
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, np.array(numbers, "uint64"), gauss],
-        "numpy": [kind, np.array(keys), position, has_gauss, cached],
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(int(n) for n in numbers), gauss))
-    np.random.set_state(tuple(state["numpy"]))

@@ -53,26 +53,25 @@ def weights_checksum(model: Any, point: EntryPoint) -> Callable[[], bytes]:
     """Returns a function that takes a checksum of the weights and statistics before a point.
 
     It is asked twice in every epoch, which in a cached stage takes less than a tenth of a
-    second: hence one call of one graph, with few operations to trace.
+    second. Reading the variables one by one takes as long as a traced graph does, without the
+    half second that the tracing takes.
     """
     groups = model.backbone.layer_groups[: point.start]
     weights = [w.value for group in groups for layer in group.layers for w in layer.weights]
 
-    def fingerprints() -> tf.Tensor:
-        shape = tf.constant((1, -1))
-        rows: dict[tf.DType, list[tf.Tensor]] = {}
+    def checksum() -> bytes:
+        digest = hashlib.sha256()
         for weight in weights:
-            rows.setdefault(weight.dtype, []).append(tf.reshape(_read(weight), shape))
-        return tf.concat([tf.fingerprint(tf.concat(r, axis=1)) for r in rows.values()], axis=0)
+            digest.update(_read(weight).numpy().reshape(-1).view(np.uint8))
+        return digest.digest()
 
-    traced = tf.function(fingerprints, autograph=False)
-    return lambda: bytes(traced().numpy())
+    return checksum
 
 
 def _read(variable: Any) -> tf.Tensor:
     if isinstance(variable, tf.distribute.DistributedValues):
         return tf.convert_to_tensor(variable)
-    # Traced in less time than the variable's own way to be read.
+    # In a third of the time that the variable's own way to be read takes.
     return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 

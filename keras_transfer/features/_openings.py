@@ -10,7 +10,15 @@ import keras
 import tensorflow as tf
 
 from keras_transfer import _keras_internals
-from keras_transfer.features._pipeline import SHUFFLE, examine
+from keras_transfer.features._pipeline import SHUFFLE, examine, may_reorder
+
+# One reading of these reads what lies before them more than once, or begins with it late.
+REOPEN = {
+    "_RepeatDataset": "repeat",
+    "RepeatDataset": "repeat",
+    "_ConcatenateDataset": "concatenate",
+    "ConcatenateDataset": "concatenate",
+}
 
 
 def reason_not_repeatable(x: Any, *, shuffle: Any, steps_per_epoch: int | None) -> str:
@@ -28,22 +36,43 @@ def reason_not_repeatable(x: Any, *, shuffle: Any, steps_per_epoch: int | None) 
         return "with steps_per_epoch an epoch begins where the last one left off"
     if isinstance(x, tf.data.Dataset):
         verdict = examine(x)
-        if verdict.reason:
-            return verdict.reason
-        return "" if _all_have_seeds(x) else "the data set is shuffled without a seed"
+        return verdict.reason or _reason_of_order(x)
     if isinstance(x, keras.utils.PyDataset):
-        return "a PyDataset with shuffle=True draws its order as it goes" if shuffle else ""
+        if shuffle:
+            return "a PyDataset with shuffle=True draws its order as it goes"
+        if type(x).on_epoch_end is not keras.utils.PyDataset.on_epoch_end:
+            return f"{type(x).__name__}.on_epoch_end may change what the next epoch reads"
+        return ""
     if isinstance(x, types.GeneratorType | Iterator):
         return "a generator cannot be read again"
     return f"the order of data of type {type(x).__name__} is not known"
 
 
-def _all_have_seeds(dataset: tf.data.Dataset) -> bool:
-    if type(dataset).__name__ in SHUFFLE:
+def reason_not_in_order(x: Any) -> str:
+    """Returns why validation data may come in another order in another process.
+
+    Nothing counts how often it was read, so it must not be shuffled at all.
+    """
+    if isinstance(x, tf.data.Dataset) and examine(x).is_shuffled:
+        return "the validation data is shuffled"
+    reason = reason_not_repeatable(x, shuffle=False, steps_per_epoch=None)
+    return f"of the validation data: {reason}" if reason else ""
+
+
+def _reason_of_order(dataset: tf.data.Dataset, behind: tuple[str, ...] = ()) -> str:
+    kind = type(dataset).__name__
+    if may_reorder(dataset, keeps_order=dataset.options().deterministic is not False):
+        return "a parallel transformation has deterministic=False"
+    if kind in SHUFFLE:
         seeds = [_keras_internals.dataset_attribute(dataset, name) for name in ("seed", "seed2")]
         if not any(seeds):
-            return False
-    return all(_all_have_seeds(one) for one in _keras_internals.dataset_inputs(dataset))
+            return "the data set is shuffled without a seed"
+        for after in behind:
+            if after in REOPEN:
+                return f"{REOPEN[after]} after shuffle draws several orders in one reading"
+    inputs = _keras_internals.dataset_inputs(dataset)
+    reasons = (_reason_of_order(one, (kind, *behind)) for one in inputs)
+    return next((reason for reason in reasons if reason), "")
 
 
 class CountedOpenings:

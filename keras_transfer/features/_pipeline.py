@@ -169,7 +169,7 @@ def _examine(
     elif kind not in SOURCES | KEEP_THE_SET | BATCH | CACHE and kind not in DEPEND_ON_ORDER:
         return Verdict(f"it is not known whether {kind.strip('_')} yields the same each time")
     order_matters = [k for k in (type(d).__name__ for d in behind) if k in DEPEND_ON_ORDER]
-    if order_matters and _may_reorder(dataset, keeps_order):
+    if order_matters and may_reorder(dataset, keeps_order=keeps_order):
         return Verdict(
             f"{DEPEND_ON_ORDER[order_matters[0]]} after a parallel transformation with "
             "deterministic=False may yield another set of examples each time"
@@ -182,7 +182,13 @@ def _examine(
     return next((v for v in verdicts if v.is_shuffled), Verdict())
 
 
-def _may_reorder(dataset: tf.data.Dataset, keeps_order: bool) -> bool:
+def may_reorder(dataset: tf.data.Dataset, *, keeps_order: bool) -> bool:
+    """Returns whether a parallel transformation may yield its elements in another order.
+
+    Args:
+        dataset: What the transformation made.
+        keeps_order: What holds for one that does not say.
+    """
     if "Parallel" not in type(dataset).__name__:
         return False
     told = _keras_internals.dataset_attribute(dataset, "deterministic")

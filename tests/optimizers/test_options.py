@@ -27,8 +27,22 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("mode", RUN_MODES.values(), ids=RUN_MODES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+# In the other modes only what is more than arithmetic on a gradient: it counts steps, or keeps
+# state of its own. The rest of the table takes half a minute.
+EVERY_MODE = ("ema_overwrite", "accumulate", "schedule")
+CASES = [
+    pytest.param(
+        options,
+        RUN_MODES[mode],
+        id=f"{option}-{mode}",
+        marks=[] if mode == "graph" or option in EVERY_MODE else pytest.mark.exhaustive,
+    )
+    for option, options in OPTIONS.items()
+    for mode in RUN_MODES
+]
+
+
+@pytest.mark.parametrize(("options", "mode"), CASES)
 def test_one_group_with_options_is_the_plain_optimizer_bit_by_bit(options, mode):
     options = {"learning_rate": 1e-2, **options}
     data = toys.make_data(32)

@@ -136,6 +136,11 @@ class Batches(keras.utils.PyDataset):
         return X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
 
 
+class Reordered(Batches):
+    def on_epoch_end(self):
+        pass
+
+
 def endless():
     while True:
         yield X, Y
@@ -152,11 +157,34 @@ NOT_EXACT = {
     ),
     "a generator": (endless, {"steps_per_epoch": 2}, "steps_per_epoch"),
     "a shuffled PyDataset": (Batches, {}, "draws its order as it goes"),
+    "a PyDataset of its own mind": (Reordered, {"shuffle": False}, "Reordered.on_epoch_end"),
+    "repeat": (lambda: numbers(3).repeat(2), {}, "repeat after shuffle"),
+    "concatenate": (lambda: numbers(3).concatenate(numbers(4)), {}, "concatenate after shuffle"),
+    "any order": (
+        lambda: numbers(3).map(lambda x, y: (x, y), 2, deterministic=False),
+        {},
+        "deterministic=False",
+    ),
+    "validation": (
+        lambda: numbers(3),
+        {"validation_data": numbers(4)},
+        "the validation data is shuffled",
+    ),
+    "a generator for validation": (
+        lambda: numbers(3),
+        {"validation_data": endless(), "validation_steps": 2},
+        "of the validation data: a generator",
+    ),
 }  # fmt: skip
 EXACT = {
     "no shuffle": (lambda: Data.from_tensor_slices((X, Y)).batch(4), {}),
     "a seed": (lambda: numbers(seed=3), {}),
     "a PyDataset": (Batches, {"shuffle": False}),
+    "validation": (
+        lambda: numbers(seed=3),
+        {"validation_data": Data.from_tensor_slices((X, Y)).batch(4)},
+    ),
+    "validation arrays": (lambda: numbers(seed=3), {"validation_data": (X, Y)}),
 }
 
 
