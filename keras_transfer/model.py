@@ -8,7 +8,14 @@ from typing import Any
 
 import keras
 
-from keras_transfer import _fit_checks, _keras_internals, _one_training, _staged_fit, _trainability
+from keras_transfer import (
+    _fit_checks,
+    _keras_internals,
+    _one_training,
+    _staged_fit,
+    _strategy_checks,
+    _trainability,
+)
 from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
 from keras_transfer._label_checks import check_labels
 from keras_transfer._weights_file import load_wholly
@@ -219,13 +226,15 @@ class TransferModel(keras.Model):
 
         Raises:
             ValueError: If the head's activation and the loss's `from_logits` disagree, or
-                the optimizer cannot have per-group rates.
+                the optimizer cannot have per-group rates, or was made outside the scope of
+                the model's strategy.
         """
         ending = last_operation(self.head)
         if isinstance(ending, keras.layers.Softmax):
             check_loss_matches_activation(loss, ending)
         elif hasattr(ending, "activation"):
             check_loss_matches_activation(loss, ending.activation)
+        _strategy_checks.check_optimizer(self, optimizer)
         optimizer = discriminative(optimizer)
         super().compile(optimizer, loss, *args, **kwargs)
         if self.built:
@@ -302,6 +311,7 @@ class TransferModel(keras.Model):
                 `cache_features` insists.
         """
         _fit_checks.require_compiled(self)
+        _strategy_checks.check_strategy(self)
         _staged_fit.check_cache_features(cache_features)
         carrier = _fit_checks.plan_carrier(callbacks)
         _fit_checks.check_callbacks(callbacks, carrier)
@@ -310,6 +320,7 @@ class TransferModel(keras.Model):
         if epochs is None:
             epochs = carrier.plan.total_epochs if carrier is not None else 1
         if carrier is None:
+            _strategy_checks.warn_of_local_statistics(self, self.trainable_variables)
             self._prepare_without_plan()
         else:
             self._traced = None

@@ -8,7 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_transfer import _keras_internals, _resolved_plan, _trainability, _training_state
+from keras_transfer import (
+    _keras_internals,
+    _resolved_plan,
+    _strategy_checks,
+    _trainability,
+    _training_state,
+)
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.callbacks._copies import copy_without_run
 from keras_transfer.callbacks._plateau import Plateau
@@ -126,12 +132,16 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._reset()
         self._check_model()
+        if not _resolved_plan.is_transfer_model(self.model):
+            _strategy_checks.check_strategy(self.model)  # `TransferModel.fit` has done so
         self._check_epochs()
         self._resolved = _resolved_plan.resolve(
             self.model, self.plan, self.groups, self.head, self.batch_norm
         )
         _resolved_plan.check_rates(self.plan, self.model.optimizer)
         self._check_steps()
+        training = [v for stage in self._resolved.stages for v in stage.variables]
+        _strategy_checks.warn_of_local_statistics(self.model, training)
         if self._resolved.note:
             self._print(self._resolved.note)
         _trainability.adopt_optimizer(self.model, self._resolved.groups)
