@@ -10,6 +10,7 @@ from keras_transfer import (
     recipes,
     schedules,
     transferability,
+    tuning,
     weights,
 )
 from keras_transfer.dry_run import describe
@@ -40,5 +41,6 @@ __all__ = [
     "recipes",
     "schedules",
     "transferability",
+    "tuning",
     "weights",
 ]
