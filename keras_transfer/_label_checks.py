@@ -74,6 +74,11 @@ def check_labels(model: Any, x: Any, y: Any, validation_data: Any = None) -> Non
         task.check(_labels_of_first_batch(validation_data), where)
 
 
+def takes_class_ids(model: keras.Model) -> bool:
+    """Whether the loss of a compiled model takes class ids."""
+    return _name_of(_only_one(model.loss)) in SPARSE
+
+
 def _labels_of_first_batch(data: Any) -> Any:
     batch = first_batch(data)
     return batch[1] if isinstance(batch, tuple) and len(batch) >= 2 else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Lays out rows of text as a plain table; the first row is the header."""
@@ -26,3 +28,9 @@ def format_size(size: float) -> str:
     if size >= 1e9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def format_spread(values: Sequence[float]) -> str:
+    """Writes the mean of values and their standard deviation, which one value has not."""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
