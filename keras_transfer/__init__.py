@@ -19,6 +19,7 @@ from keras_transfer.lr_curve import LRCurve
 from keras_transfer.lr_finder import find_lr
 from keras_transfer.model import TransferModel
 from keras_transfer.plan import Stage, UnfreezingPlan
+from keras_transfer.rank_backbones import rank_backbones
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "layers",
     "optimizers",
     "plotting",
+    "rank_backbones",
     "recipes",
     "schedules",
     "transferability",

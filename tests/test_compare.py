@@ -304,6 +304,25 @@ def test_a_report_survives_json_and_draws_no_wrong_conclusion_from_damage():
         Comparison.from_config({**found.get_config(), "score": 1})
 
 
+def test_the_picture_shows_means_intervals_seeds_and_verdicts():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    found = report((0.70, 0.72, 0.71), (0.80, 0.79, 0.84))
+    ax = ktf.plotting.plot_comparison(found)
+    seeds, interval, mean = (line.get_xdata() for line in ax.lines[:3])
+    gain = found.difference("probe")
+    np.testing.assert_allclose(seeds, [0.10, 0.07, 0.13])
+    np.testing.assert_allclose(interval, [gain.low, gain.high])
+    np.testing.assert_allclose(mean, [0.10])
+    assert [text.get_text() for text in ax.texts] == ["cannot tell"]
+    assert ax.get_title().startswith("Cannot tell whether transfer helps: 0.100 ± ")
+    one = ktf.plotting.plot_comparison(report((0.7,), (0.5,), mode="min"))
+    np.testing.assert_allclose(one.lines[0].get_xdata(), [0.2])
+    assert len(one.lines) == 3  # no interval: the seed, the mean, the line at 0
+    pyplot.close("all")
+    with pytest.raises(TypeError, match="must be a `Comparison`"):
+        ktf.plotting.plot_comparison(0.1)
+
+
 # --- Bad input --------------------------------------------------------------------------------
 
 GOOD = xor(24, 0), xor(24, 1)

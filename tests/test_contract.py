@@ -21,11 +21,13 @@ API_PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
 
 
 def public_modules():
-    """The package, its public subpackages, and the modules that it exports or names plotting."""
+    """The package, its public subpackages, and the modules that it exports."""
     found = [keras_transfer]
     for info in pkgutil.iter_modules(keras_transfer.__path__, "keras_transfer."):
         short = info.name.rpartition(".")[2]
-        exported = short in keras_transfer.__all__ or short == "plotting"
+        # A function may have the name of its module: then the function is what is exported.
+        is_module = inspect.ismodule(getattr(keras_transfer, short, None))
+        exported = is_module and short in keras_transfer.__all__
         if not short.startswith("_") and (info.ispkg or exported):
             found.append(importlib.import_module(info.name))
     return found

@@ -11,6 +11,15 @@ from keras_transfer.transferability.h_score import h_score
 from keras_transfer.transferability.leep import leep
 from keras_transfer.transferability.log_me import log_me
 from keras_transfer.transferability.nce import nce
+from keras_transfer.transferability.ranking import BackboneRanking, RankedBackbone
 from keras_transfer.transferability.trans_rate import trans_rate
 
-__all__ = ["h_score", "leep", "log_me", "nce", "trans_rate"]
+__all__ = [
+    "BackboneRanking",
+    "RankedBackbone",
+    "h_score",
+    "leep",
+    "log_me",
+    "nce",
+    "trans_rate",
+]
