@@ -133,6 +133,8 @@ class OneTraining(keras.callbacks.CallbackList):
         super().on_train_batch_end(batch, logs)
         if self._resuming is None or self._resuming.save_freq == "epoch":
             return
+        if self.model.stop_training:
+            return  # Who goes on from a step before will come to the same end.
         done, freq = batch + 1, int(self._resuming.save_freq)
         steps = self.params["steps"]
         # At an epoch's end the next one's beginning is what is kept.

@@ -8,8 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_transfer import _resolved_plan
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import CarriesPlan
+
+# What training itself changes, or what a checkpoint holds the state of anyway.
+NOT_COMPARED = ("trainable", "trains", "seed")
 
 
 def facts_of(model: keras.Model, carrier: CarriesPlan | None, steps: int | None) -> dict[str, Any]:
@@ -24,15 +28,45 @@ def facts_of(model: keras.Model, carrier: CarriesPlan | None, steps: int | None)
         "model": {
             variable.path: f"{tuple(variable.shape)} {variable.dtype}" for variable in model.weights
         },
+        "config": _model_facts(model),
+        "compile": _compile_facts(model),
         "optimizer": _optimizer_facts(model.optimizer),
         "data": {"steps_per_epoch": steps},
     }
     if carrier is None:
         facts["plan"] = None
         facts["trainable variables"] = [v.path for v in model.trainable_variables]
-    else:
-        facts["plan"] = carrier.plan.get_config()
+        return facts
+    facts["plan"] = carrier.plan.get_config()
+    policy = getattr(carrier, "batch_norm", "freeze")
+    resolved = _resolved_plan.resolve(
+        model,
+        carrier.plan,
+        getattr(carrier, "groups", None),
+        getattr(carrier, "head", None),
+        policy,
+    )
+    facts["layer groups"] = {g.name: [v.path for v in g.variables] for g in resolved.groups}
+    if not _resolved_plan.is_transfer_model(model):  # whose config says it
+        facts["batch_norm"] = policy
     return facts
+
+
+def _model_facts(model: keras.Model) -> Any:
+    try:
+        config = model.get_config()
+    except NotImplementedError:  # a subclass that cannot be saved as a whole
+        return type(model).__name__
+    return _plain(config)
+
+
+def _compile_facts(model: keras.Model) -> dict[str, Any]:
+    try:
+        config = model.get_compile_config() or {}
+    except (TypeError, ValueError):  # a loss or metric that cannot be saved
+        return {}
+    names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+    return {name: _plain(config.get(name)) for name in names}
 
 
 def _optimizer_facts(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
@@ -43,6 +77,7 @@ def _optimizer_facts(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     else:
         config = {"class": type(within).__name__, **within.get_config()}
     config.pop("name", None)
+    config["loss scaling"] = within is not optimizer
     if int(within.iterations.numpy()) > 0:
         # It has trained in this process: the rate is what training made of it.
         config.pop("learning_rate")
@@ -54,7 +89,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return {"class": type(value).__name__, **_plain(value.get_config())}
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(k): _plain(one) for k, one in value.items() if k not in NOT_COMPARED}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, np.generic | np.ndarray):

@@ -112,7 +112,7 @@ def batch_norms_that_move(
 ) -> list[keras.layers.BatchNormalization]:
     """Returns the BatchNorms whose statistics move while `variables` train."""
     training = {id(v) for v in variables}
-    backbone = getattr(model, "backbone", None)
+    backbone: Any = getattr(model, "backbone", None)
     still = backbone.batch_norms if getattr(backbone, "batch_norm", "train") != "train" else []
     exempt = {id(layer) for layer in still}
     return [

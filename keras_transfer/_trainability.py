@@ -221,13 +221,30 @@ def _check_rate(optimizer: keras.optimizers.Optimizer) -> None:
         _checks.number(float(rate.numpy()), "learning_rate", minimum=0)
 
 
+def trainable_by_layer(model: keras.Model) -> list[keras.Variable]:
+    """Returns what would train if layers had flags and single variables had none."""
+    layers = _keras_internals.flatten_layers(model)
+    never = {id(v) for layer in layers for v in _keras_internals.kernels_under_lora(layer)}
+    trains = {
+        id(variable)
+        for layer in layers
+        if layer.trainable
+        for variable in _keras_internals.own_trainable_variables(layer)
+    }
+    return [v for v in model.variables if id(v) in trains - never]
+
+
 def give_back_optimizer(model: keras.Model) -> None:
     """Gives `model` its stock optimizer class back, with its slots."""
     optimizer = find_discriminative(model.optimizer)
     if optimizer is None:
         return
+    # A file of a stock model keeps one flag for each layer: the optimizer in it has to know all
+    # that trains under these. (Where it keeps averages, Keras allows no more than what trains.)
+    variables = None if optimizer.use_ema else trainable_by_layer(model)
     with model.distribute_strategy.scope():
-        _keras_internals.set_optimizer(model, DiscriminativeOptimizer.give_back(model.optimizer))
+        plain = DiscriminativeOptimizer.give_back(model.optimizer, variables)
+        _keras_internals.set_optimizer(model, plain)
     model.make_train_function(force=True)
 
 

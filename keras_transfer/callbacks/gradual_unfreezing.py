@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import keras
@@ -31,7 +32,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
     Sequential or subclassed Keras model. It sets what trains at the start of each stage,
     gives the optimizer slots for what is new (the state of the rest is untouched), retraces
     the train step, and prints one line. It does not matter whether you froze layers before.
-    A stock model gets its plain optimizer back when training ends. An exception or
+    A stock model gets its plain optimizer back when training ends; the next `fit` with this
+    callback finds each group's step count again. Its `.keras` file keeps one flag for each
+    layer: after a stage of single variables (`train="bias"`), all of their layers' train in
+    the loaded model. An exception or
     Ctrl-C in `fit` ends it without telling callbacks: then call
     `GradualUnfreezing.give_back_optimizer(model)`. `.keras` files that a `ModelCheckpoint`
     writes while it runs hold the optimizer of this package: they load after
@@ -41,7 +45,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
     `model.optimizer` (its learning rate, say), not the object that you passed.
 
     The stage is a function of the epoch, so `initial_epoch` lands in the right one; stages
-    with `patience` end when their metric stops improving.
+    with `patience` end when their metric stops improving. Their best weights come back where
+    the stage ends, and where training ends before it.
 
     A callback sees only its model and `fit`'s parameters. On a stock model it therefore
     cannot know: the data (whether labels fit the head), the other callbacks (a stock
@@ -129,6 +134,23 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     # --- The hooks of `fit` -----------------------------------------------------------
 
+    def set_params(self, params: Any) -> None:
+        super().set_params(params)
+        self._go_before_backup()
+
+    def _go_before_backup(self) -> None:
+        """Takes the optimizer over before a `BackupAndRestore` loads what it had saved of it."""
+        around = _keras_internals.callback_list_around(self)
+        callbacks = [] if around is None else list(around.callbacks)
+        backups = [c for c in callbacks if isinstance(c, keras.callbacks.BackupAndRestore)]
+        if around is None or not backups or self not in callbacks:
+            return
+        first = callbacks.index(backups[0])
+        if first < callbacks.index(self):
+            callbacks.remove(self)
+            callbacks.insert(first, self)
+            around.callbacks = callbacks  # a new list: the old one is being walked through
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._reset()
         self._check_model()
@@ -148,6 +170,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         index = self.stage_index_at(epoch)
+        if self.stage_index is None and epoch > 0 and self.plan.ends_on_plateau:
+            warnings.warn(
+                f"Training goes on in epoch {epoch + 1}, and this plan has stages that end on a "
+                "plateau: where they ended before is not known. Stage "
+                f"{self.plan.stages[index].name!r} begins, as if each before it had taken all "
+                "its epochs. Use `keras_transfer.callbacks.ResumableTraining` to go on exactly.",
+                stacklevel=2,
+            )
         if index != self.stage_index:
             self._enter(index, epoch)
 
@@ -170,6 +200,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._end_within_stage()
         if self.stage_index is not None:
             left = [stage.name for stage in self.plan.stages[self.stage_index + 1 :]]
             if left:
@@ -179,6 +210,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
             self.give_back_optimizer(self.model)
         self._resolved = None
         self._best = None
+
+    def _end_within_stage(self) -> None:
+        """Brings the best weights back where training ends before the stage does."""
+        if self._best is None or self.stage_has_ended:
+            return
+        self._restore_best_weights()
+        if self._optimizer().use_ema:
+            # They came with the averages of then, and Keras has written out later ones.
+            self._optimizer().finalize_variable_values(self.model.trainable_variables)
 
     @staticmethod
     def give_back_optimizer(model: keras.Model) -> None:

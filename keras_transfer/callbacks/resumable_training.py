@@ -34,7 +34,8 @@ class ResumableTraining(keras.callbacks.Callback):
     A checkpoint is written where an epoch begins; a run that is killed within an epoch
     repeats it. In `TransferModel.fit` on arrays, or where every stage reads cached features,
     the order of examples is the package's own, and with `save_freq=n` the run goes on at the
-    very step. A run that had ended returns at once.
+    very step. A run that had ended returns at once, unless `fit` is given more `epochs`: then
+    it goes on as a second `fit` would.
 
     Kept are weights, statistics and seed generators, the optimizer with each group's steps,
     averages and loss scale, the stage with its best value and best weights, the history, the
@@ -184,6 +185,7 @@ class ResumableTraining(keras.callbacks.Callback):
                 "epoch": epoch,
                 "step": step,
                 "has_ended": has_ended,
+                "epochs": self.params.get("epochs"),
                 "callbacks": _callback_states.get_states(self._beside()),
                 "optimizer": _training_state.optimizer_arrays(self.model),
                 "model": _training_state.model_arrays(self.model),
@@ -229,6 +231,8 @@ class ResumableTraining(keras.callbacks.Callback):
         _callback_states.prepare_csv_loggers(self._beside(), self._found["callbacks"])
         epoch, step = self._found["epoch"], self._found["step"]
         epochs = self.params.get("epochs") or 0
+        if self._found["has_ended"] and self._found["epochs"] == epoch < epochs:
+            self._found["has_ended"] = False  # it had come to its end, which is now further on
         if self._found["has_ended"]:
             self._print(
                 f"This run has ended: {path} holds its end, which is put back. Delete "
@@ -309,7 +313,7 @@ class ResumableTraining(keras.callbacks.Callback):
             self._print(
                 "A stock `fit` does not show its data to callbacks. A resumed run is the same for "
                 "arrays after `keras.utils.set_random_seed`, and for data that comes in the same "
-                "order in every epoch."
+                "order in every epoch, both without `steps_per_epoch`."
             )
         elif self._note:
             self._print(f"A resumed run will see its data in another order: {self._note}.")

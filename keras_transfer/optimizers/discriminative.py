@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_transfer import _keras_internals, _patterns
-from keras_transfer.optimizers import _saved_state
+from keras_transfer.optimizers import _given_back, _saved_state
 from keras_transfer.optimizers._clone import path_of, read_states, write_shared, write_states
 from keras_transfer.optimizers._step import GroupwiseOptimizer
 
@@ -273,6 +273,9 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             averages=_keras_internals.moving_averages(plain),
             accumulators=_keras_internals.gradient_accumulators(plain),
         )
+        states, stage_start = _given_back.recall(plain, variables, states)
+        if stage_start is not None:
+            self._stage_start.assign(stage_start)
         with self._building():
             if counter:
                 self._table.adopt(variables, states)
@@ -281,19 +284,26 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         object.__setattr__(self, "built", True)
 
     @staticmethod
-    def give_back(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    def give_back(
+        optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable] | None = None
+    ) -> keras.optimizers.Optimizer:
         """Returns the plain optimizer for a discriminative one: the way back of `take_over`.
+
+        While the process lives, `take_over` finds each group's step count again, unless the
+        plain optimizer has trained in between.
 
         Args:
             optimizer: Any Keras optimizer. In a `LossScaleOptimizer`, the inner optimizer
                 is replaced; one that is plain already is returned as it is.
+            variables: See `to_plain`.
         """
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer.inner_optimizer = DiscriminativeOptimizer.give_back(optimizer.inner_optimizer)
+            inner = optimizer.inner_optimizer
+            optimizer.inner_optimizer = DiscriminativeOptimizer.give_back(inner, variables)
             _keras_internals.save_inner_state_twice(optimizer)
             return optimizer
         if isinstance(optimizer, DiscriminativeOptimizer):
-            return optimizer.to_plain()
+            return optimizer.to_plain(variables if optimizer.built else None)
         return optimizer
 
     def to_plain(
@@ -318,15 +328,17 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         variables = self._table.training if variables is None else list(variables)
         with self._building():
             plain.build(variables)
+            states = [self._table.state_of(v) for v in variables]
             write_states(
                 plain,
-                [self._table.state_of(v) for v in variables],
+                states,
                 averages=_keras_internals.moving_averages(plain),
                 accumulators=_keras_internals.gradient_accumulators(plain),
             )
             oldest = max(self._table.clones, key=lambda clone: clone.steps, default=None)
             if oldest is not None and oldest.variables:
                 write_shared(plain, oldest.read()[0].shared)
+            _given_back.remember(plain, variables, states, int(self._stage_start.numpy()))
         return plain
 
     # --- Config and saved state -----------------------------------------------------------

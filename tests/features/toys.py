@@ -7,7 +7,6 @@ import re
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_transfer as ktf
 
@@ -74,8 +73,9 @@ def fit(model, *given, plan=None, callbacks=(), **arguments):
         callbacks = [ktf.callbacks.GradualUnfreezing(plan, verbose=0), *callbacks]
         arguments.setdefault("epochs", plan.total_epochs)
     arguments.setdefault("verbose", 2)
-    if isinstance(given[0], tf.data.Dataset):
-        arguments.setdefault("shuffle", False)  # Keras warns of its own default
+    # On some CPUs rounding depends on an example's place in its batch. (And for a data set
+    # Keras warns of its own default.)
+    arguments.setdefault("shuffle", False)
     if len(given) > 1 or isinstance(given[0], np.ndarray):
         arguments.setdefault("batch_size", 8)
     printed = io.StringIO()

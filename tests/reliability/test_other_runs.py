@@ -16,13 +16,24 @@ PROBE = ktf.UnfreezingPlan([ktf.Stage("probe", depth=1, epochs=1)])
 Data = tf.data.Dataset
 
 
-def transfer(units=5, optimizer="adam"):
+def transfer(
+    units=5, optimizer="adam", loss="mse", activation=None, rate=0.1, dtype=None, **backbone
+):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
-    body = keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, name="stem")], name="b")
-    model = ktf.TransferModel(body, ktf.layers.RegressionHead(2, pooling=None, name="head"))
-    model.compile(optimizer, "mse")
+    stem = keras.layers.Dense(units, activation, name="stem", dtype=dtype)
+    body = keras.Sequential(
+        [keras.Input((4,)), stem, keras.layers.Dropout(rate), keras.layers.Dense(units, name="b2")],
+        name="b",
+    )
+    head = ktf.layers.RegressionHead(2, pooling=None, name="head")
+    model = ktf.TransferModel(ktf.layers.PretrainedBackbone(body, **backbone), head)
+    model.compile(optimizer, loss)
     return model
+
+
+def loss_scaled():
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
 
 
 def fit(directory, model=None, x=X, y=Y, plan=PROBE, callbacks=(), **options):
@@ -49,6 +60,28 @@ OTHERS = {
     "clipping": (
         lambda: {"model": transfer(optimizer=keras.optimizers.Adam(clipnorm=1.0))},
         "optimizer.clipnorm is None in the checkpoint and 1.0 here",
+    ),
+    "loss scaling": (
+        lambda: {"model": transfer(optimizer=loss_scaled())},
+        "optimizer.loss scaling is False in the checkpoint and True",
+    ),
+    "loss": (lambda: {"model": transfer(loss="mae")}, "compile.loss is 'mse' in the"),
+    "activation": (
+        lambda: {"model": transfer(activation="relu")},
+        r"config\.backbone\..*activation is 'linear' in",
+    ),
+    "dropout": (lambda: {"model": transfer(rate=0.2)}, "rate is 0.1 in the checkpoint and 0.2"),
+    "precision": (
+        lambda: {"model": transfer(dtype="mixed_bfloat16")},
+        "dtype.*name is 'float32' in the checkpoint and 'mixed_bfloat16'",
+    ),
+    "groups": (
+        lambda: {"model": transfer(groups="blocks")},
+        "groups is .auto. in the checkpoint and .blocks. here",
+    ),
+    "BatchNorm": (
+        lambda: {"model": transfer(batch_norm="train")},
+        "batch_norm is 'inference' in the checkpoint and 'train' here",
     ),
     "values of the data": (lambda: {"x": X + 1}, "data.fingerprint is"),
     "length of the data": (lambda: {"x": X[:6], "y": Y[:6]}, "data.fingerprint is"),
@@ -88,6 +121,52 @@ def test_a_run_that_has_ended_returns_at_once(tmp_path, capsys):
     for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert again.optimizer.group_steps == first.optimizer.group_steps
+
+
+def test_a_run_that_is_given_more_epochs_goes_on(tmp_path):
+    whole = transfer()
+    options = {"plan": LONGER, "cache_features": False}
+    history = fit(tmp_path / "whole", whole, **options).history
+    for epochs in (1, 2):
+        part = transfer()
+        continued = fit(tmp_path / "parts", part, epochs=epochs, **options).history
+    np.testing.assert_equal(continued, history)
+    for one, other in zip(whole.get_weights(), part.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def stop_within(epoch, step):
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (epoch, step):
+            self.model.stop_training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    hooks = {"on_train_batch_end": on_train_batch_end, "on_epoch_begin": on_epoch_begin}
+    return type("Stop", (KeptCounter,), hooks)()
+
+
+def test_a_stop_within_an_epoch_is_heard_by_the_run_that_goes_on(tmp_path):
+    longer = {"plan": None, "epochs": 3, "batch_size": 2, "save_freq": 1}
+    whole = transfer()
+    fit(tmp_path / "whole", whole, callbacks=[stop_within(1, 1)], **longer)
+    part = transfer()
+
+    class Killed(KeptCounter):
+        def on_test_begin(self, logs=None):
+            if self.model.stop_training:
+                raise InterruptedError
+
+    validation = {"validation_data": (X, Y)}
+    with pytest.raises(InterruptedError):
+        fit(tmp_path, part, callbacks=[stop_within(1, 1), Killed()], **longer, **validation)
+    part = transfer()
+    Killed.on_test_begin = KeptCounter.on_test_begin
+    fit(tmp_path, part, callbacks=[stop_within(1, 1), Killed()], **longer, **validation)
+    assert int(part.optimizer.iterations.numpy()) == int(whole.optimizer.iterations.numpy())
+    for one, other in zip(whole.get_weights(), part.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_state_of_a_callback_that_is_missing_is_an_error(tmp_path):
