@@ -7,14 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from keras_transfer.tuning.pruning import MedianPruning, SuccessiveHalving
 from keras_transfer.tuning.search_space import SearchSpace
 
 if TYPE_CHECKING:
+    from keras_transfer.tuning._tune import tune
     from keras_transfer.tuning.hypermodel import FineTuningHyperModel
+    from keras_transfer.tuning.result import TuningResult
+    from keras_transfer.tuning.tuner import Tuner
 
-__all__ = ["FineTuningHyperModel", "SearchSpace"]
+__all__ = [
+    "FineTuningHyperModel",
+    "MedianPruning",
+    "SearchSpace",
+    "SuccessiveHalving",
+    "Tuner",
+    "TuningResult",
+    "tune",
+]
 
-_MODULES = {"FineTuningHyperModel": "hypermodel"}
+_MODULES = {
+    "FineTuningHyperModel": "hypermodel",
+    "Tuner": "tuner",
+    "TuningResult": "result",
+    "tune": "_tune",
+}
 
 
 def __getattr__(name: str) -> Any:

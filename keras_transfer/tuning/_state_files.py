@@ -26,7 +26,7 @@ class DamagedStateError(ValueError):
 
 
 def write_state(path: pathlib.Path, state: Mapping[str, Any]) -> None:
-    """Writes a state file; the one before becomes its copy, if it is whole.
+    """Writes a state file and its copy.
 
     Args:
         path: The file.
@@ -35,15 +35,9 @@ def write_state(path: pathlib.Path, state: Mapping[str, Any]) -> None:
     body = json.dumps(dict(state))
     text = json.dumps({**json.loads(body), CHECKSUM: _digest(json.loads(body))})
     path.parent.mkdir(parents=True, exist_ok=True)
-    copy = copy_of(path)
-    if _read(path) is not None:
-        temporary = _temporary(copy)
-        os.link(path, temporary)
-        os.replace(temporary, copy)
-        _write(path, text)
-    else:
-        _write(path, text)
-        _write(copy, text)
+    # One after the other: at any moment at least one of them is whole.
+    _write(path, text)
+    _write(copy_of(path), text)
     sync_directory(path.parent)
 
 

@@ -40,6 +40,10 @@ class Trial:
         """Where this trial's files are."""
         return self.directory_of(self.trial_id)
 
+    def with_saver(self, saver: Any) -> Trial:
+        """Returns the same trial with a callback that keeps its best weights."""
+        return dataclasses.replace(self, saver=saver)
+
 
 def trial_of(callbacks: Sequence[keras.callbacks.Callback]) -> Trial | None:
     """Finds out which trial is about to run, from the callbacks that a tuner adds to the user's.

@@ -22,6 +22,7 @@ from keras_transfer.tuning._best_epoch import (
     read_best_epoch,
     set_flags_when_loaded,
 )
+from keras_transfer.tuning._best_weights import digests_of
 from keras_transfer.tuning._last_epoch import go_on_from, keep_last_epoch
 from keras_transfer.tuning._model_settings import apply_settings, compile_if_need_be
 from keras_transfer.tuning._not_finite import StopWhenNotFinite, reported
@@ -115,7 +116,10 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         self.seed = seed
         self.cache = cache_features if isinstance(cache_features, FeatureCache) else FeatureCache()
         self.num_groups = 0  # not known before the first build
+        self.built: dict[str, str] = {}  # checksums of the variables of the last build
+        self.builds_alike = True  # whether all builds had the same backbone so far
         self._dtype_policy = keras.config.dtype_policy()
+        self._backbone: list[str] = []
         self._checked: set[pathlib.Path] = set()
         self._trainings: dict[pathlib.Path, int] = {}
 
@@ -137,7 +141,14 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         compile_if_need_be(model)
         apply_settings(model, self.search_space.sample(hp, self.num_groups))
         set_flags_when_loaded(model)
+        self._compare_builds(model)
         return model
+
+    def _compare_builds(self, model: TransferModel) -> None:
+        before, self._backbone = self._backbone, [*digests_of(model.backbone.model).values()]
+        self.builds_alike &= before in ([], self._backbone)
+        known = set(self._backbone)
+        self.built = {n: digest for n, digest in digests_of(model).items() if digest in known}
 
     def fit(
         self, hp: keras_tuner.HyperParameters, model: TransferModel, *args: Any, **kwargs: Any
@@ -184,8 +195,8 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
             go_on_from(trial.directory_of(hp.values[_trial.TRIAL_BEFORE]), model)
         callbacks = [
             GradualUnfreezing(plan, verbose=0),
-            *self._with_own_checkpoints(callbacks, trial),
             StopWhenNotFinite(plan),
+            *self._with_own_checkpoints(callbacks, trial),
         ]
         if trial is not None:
             callbacks.append(RecordBestEpoch(trial, plan))

@@ -91,12 +91,12 @@ def test_frozen_layers_run_once_and_scores_equal_those_of_uncached_trials(
     search_space, tmp_path, capsys
 ):
     order = {"shuffle": False}  # kernels may round the last bit with the place in the batch
-    shared = toys.hypermodel(search_space=search_space)
+    shared = toys.hypermodel(toys.build_traced_model, search_space)
     one = toys.search(toys.random_search(tmp_path / "a", shared, max_trials=2), verbose=2, **order)
     assert capsys.readouterr().out.count("Caching the features of the training data") == 1
     features = shared.cache.features(toys.build_model(), toys.data()[0], verbose=0)
     assert_has_spread(features)
-    apart = toys.hypermodel(search_space=search_space, cache_features=False)
+    apart = toys.hypermodel(toys.build_traced_model, search_space, cache_features=False)
     two = toys.search(toys.random_search(tmp_path / "b", apart, max_trials=2), verbose=2, **order)
     assert "Caching" not in capsys.readouterr().out
     assert toys.scores(one) == toys.scores(two)

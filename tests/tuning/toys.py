@@ -24,10 +24,13 @@ def backbone(stddev=0.7):
     return keras.Sequential(layers, name="body")
 
 
-def build_model(body=None, **options):
-    head = ktf.layers.ClassificationHead(2, pooling=None, name="head", dropout=0.1)
+def build_model(body=None, run_eagerly=True, dropout=0.1, **options):
+    head = ktf.layers.ClassificationHead(2, pooling=None, name="head", dropout=dropout)
     model = ktf.TransferModel(body or backbone(), head, groups="blocks", **options)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    # Tracing takes most of a trial's time, and is not what is tested here.
+    model.compile(
+        "adam", "sparse_categorical_crossentropy", metrics=["accuracy"], run_eagerly=run_eagerly
+    )
     return model
 
 
@@ -38,6 +41,14 @@ def space(**parts):
         "depth": 1, "num_stages": 1,
     }  # fmt: skip
     return ktf.tuning.SearchSpace(**{**given, **parts})
+
+
+def build_plain_model():
+    return build_model(dropout=0.0)
+
+
+def build_traced_model():
+    return build_model(dropout=0.0, run_eagerly=False)
 
 
 def two_stages(**parts):

@@ -1,0 +1,41 @@
+"""Trains one trial: in this process, or in one of its own (`_isolated.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_transfer.tuning._best_weights import SaveBestWeights
+from keras_transfer.tuning._report_epochs import Report, ReportEpochs
+from keras_transfer.tuning._trial import Trial
+
+
+def train(
+    hypermodel: Any,
+    hp: Any,
+    model: Any,
+    trial: Trial,
+    callbacks: list[keras.callbacks.Callback],
+    arguments: dict[str, Any],
+    report: Report,
+) -> keras.callbacks.History:
+    """Trains the model of a trial, keeps its best weights and reports its epochs.
+
+    Args:
+        hypermodel: The `FineTuningHyperModel`.
+        hp: The trial's hyperparameters.
+        model: What was built of them, last of all.
+        trial: The trial, without a saver, which is made here.
+        callbacks: The user's callbacks.
+        arguments: The other arguments of `fit`, by name.
+        report: Takes each epoch and returns whether to go on.
+    """
+    callbacks = [*callbacks, *([] if trial.saver is None else [trial.saver]), ReportEpochs(report)]
+    return hypermodel.fit_trial(hp, model, trial, callbacks, dict(arguments))
+
+
+def saver_of(hypermodel: Any, trial: Trial) -> SaveBestWeights:
+    """Returns what keeps the best weights of all trainings of a trial."""
+    built = hypermodel.built if hypermodel.builds_alike else None
+    return SaveBestWeights(trial.directory, trial.objective, built)

@@ -1,0 +1,90 @@
+"""Searches that are interrupted and killed, each run in a process of its own."""
+
+import os
+import signal
+import sys
+import time
+
+import keras
+import keras_tuner
+import tensorflow as tf
+
+import keras_transfer as ktf
+from tests.tuning import toys
+
+
+class At(keras.callbacks.Callback):
+    """Does something where the n-th trial of this process ends its first epoch."""
+
+    begun = 0
+
+    def __init__(self, number, action):
+        super().__init__()
+        self.number = number
+        self.action = action
+
+    def on_train_begin(self, logs=None):
+        At.begun += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (At.begun, epoch) == (self.number, 0):
+            self.action()
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def sleep():
+    time.sleep(11)
+
+
+def tuner(directory, build=toys.build_plain_model, **options):
+    oracle = keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=4, seed=3)
+    return ktf.tuning.Tuner(
+        toys.hypermodel(build), oracle, directory=directory, project_name="search", **options
+    )
+
+
+def interrupted_and_killed(directory):
+    """Ctrl-C in the second trial; the same command again; killed in the third."""
+    keras.utils.set_random_seed(0)
+    try:
+        toys.search(tuner(directory), callbacks=[At(2, interrupt)], verbose=1)
+    except KeyboardInterrupt:
+        print("KeyboardInterrupt")
+    At.begun = 0
+    toys.search(tuner(directory), callbacks=[At(2, kill)], verbose=1)
+
+
+def chief(directory):
+    toys.search(tuner(directory, lease_s=5), verbose=1)
+
+
+def worker(directory, *callbacks):
+    devices = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    # Replicas cannot run eagerly.
+    made = tuner(directory, toys.build_traced_model, lease_s=5, distribution_strategy=strategy)
+    toys.search(made, callbacks=list(callbacks), verbose=1)
+
+
+def dying_worker(directory):
+    worker(directory, At(1, kill))
+
+
+def slow_worker(directory):
+    """Its first epoch takes longer than two leases."""
+    worker(directory, At(1, sleep))
+
+
+def run(name, directory):
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    getattr(sys.modules[__name__], name)(directory)
