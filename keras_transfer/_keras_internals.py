@@ -374,6 +374,13 @@ def save_inner_state_twice(optimizer: keras.optimizers.LossScaleOptimizer) -> No
         vars(optimizer).pop(name, None)
 
 
+def merge_replicas(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls `function(strategy, *args)` once for all replicas, where they must meet to write."""
+    return tf.__internal__.distribute.interim.maybe_merge_call(
+        function, tf.distribute.get_strategy(), *args
+    )
+
+
 def needs_merge_call() -> bool:
     """Whether replicas must meet (`merge_call`) before they may write to shared variables."""
     return not tf.__internal__.distribute.strategy_supports_no_merge_call()

@@ -988,3 +988,9 @@ def test_build_metrics_makes_variables_that_keras_makes_in_the_first_step():
     assert after > before, "Keras makes them in `compile` now: the function can go"
     model.fit(*batch(), verbose=0)
     assert len(model.metrics_variables) == after
+
+
+def test_merge_replicas_calls_once_with_the_strategy_and_the_arguments():
+    seen = []
+    _keras_internals.merge_replicas(lambda strategy, *args: seen.append((strategy, args)), 1, "a")
+    assert seen == [(tf.distribute.get_strategy(), (1, "a"))]

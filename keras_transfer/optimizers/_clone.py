@@ -23,6 +23,7 @@ class VariableState:
         shared: State that its optimizer keeps once for all variables (Nadam's product).
         average: Moving average of the variable, if any.
         accumulator: Gradients accumulated since the last update, if any.
+        start: The variable's value before its first update, if it is kept.
     """
 
     steps: int = 0
@@ -30,6 +31,7 @@ class VariableState:
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     average: np.ndarray | None = None
     accumulator: np.ndarray | None = None
+    start: np.ndarray | None = None
 
     @property
     def clone_key(self) -> tuple[Any, ...]:
@@ -49,6 +51,7 @@ def read_states(
     steps: int,
     averages: Sequence[keras.Variable | None] = (),
     accumulators: Sequence[keras.Variable | None] = (),
+    starts: Sequence[keras.Variable] = (),
 ) -> list[VariableState]:
     """Reads a built optimizer's state, one record per variable, in its order."""
     shared = {
@@ -69,6 +72,7 @@ def read_states(
                 shared=dict(shared),
                 average=_numpy_at(averages, index),
                 accumulator=_numpy_at(accumulators, index),
+                start=_numpy_at(starts, index),
             )
         )
     return states
@@ -80,6 +84,7 @@ def write_states(
     *,
     averages: Sequence[keras.Variable | None] = (),
     accumulators: Sequence[keras.Variable | None] = (),
+    starts: Sequence[keras.Variable] = (),
 ) -> None:
     """Writes records into a built optimizer, one per variable; `None` leaves it as it is.
 
@@ -105,6 +110,10 @@ def write_states(
             # A state without an average comes from a run without `use_ema`.
             average = _numpy(variables[index]) if state.average is None else state.average
             _assign(averages[index], average, f"the average of variable {path!r}")
+        if starts:
+            # A state without a start comes from a run without a regularizer.
+            start = _numpy(variables[index]) if state.start is None else state.start
+            _assign(starts[index], start, f"the start of variable {path!r}")
         if accumulators and state.accumulator is not None:
             _assign(accumulators[index], state.accumulator, f"the gradient of variable {path!r}")
 
@@ -154,6 +163,7 @@ class Clone:
         variables: The variables, all of one group, that begin now or began together.
         use_ema: Whether averages of the variables are kept.
         accumulate: Whether gradients are accumulated over several steps.
+        keep_starts: Whether the values before the first update are kept.
     """
 
     def __init__(
@@ -165,6 +175,7 @@ class Clone:
         variables: Sequence[keras.Variable],
         use_ema: bool,
         accumulate: bool,
+        keep_starts: bool = False,
     ) -> None:
         self.group = group
         self.variables = list(variables)
@@ -189,6 +200,19 @@ class Clone:
                 for v in self.variables
             ]
 
+        self.starts: list[keras.Variable] = []
+        if keep_starts:
+            self.starts = [
+                self.optimizer.add_variable_from_reference(v, name="start") for v in self.variables
+            ]
+            self.begin_where_it_is()
+
+    def begin_where_it_is(self) -> None:
+        """Takes the variables' values as their start, unless they have had an update."""
+        if self.starts and self.steps == 0:
+            for start, variable in zip(self.starts, self.variables, strict=True):
+                start.assign(variable)
+
     @property
     def steps(self) -> int:
         """Updates that the clone's variables have had."""
@@ -201,12 +225,19 @@ class Clone:
             steps=self.steps,
             averages=self.averages,
             accumulators=self.accumulators,
+            starts=self.starts,
         )
 
     def write(self, states: Iterable[VariableState | None]) -> None:
         """Writes the state of every variable; all must have the same `clone_key`."""
         states = list(states)
-        write_states(self.optimizer, states, averages=self.averages, accumulators=self.accumulators)
+        write_states(
+            self.optimizer,
+            states,
+            averages=self.averages,
+            accumulators=self.accumulators,
+            starts=self.starts,
+        )
         first = next((state for state in states if state is not None), None)
         if first is not None:
             self.counter.assign(first.steps)

@@ -151,6 +151,9 @@ class GroupTable:
         for variable in variables:
             self._group_of(variable)
         self._arrange(variables, self._take_waiting(variables))
+        for clone in self.training_clones:
+            # Weights may have been loaded since the clone was made.
+            clone.begin_where_it_is()
 
     def adopt(self, variables: Sequence[keras.Variable], states: Sequence[VariableState]) -> None:
         """Takes the state of another optimizer's variables, except those that never trained."""
@@ -330,6 +333,7 @@ class GroupTable:
             variables=variables,
             use_ema=self._outer.use_ema,
             accumulate=bool(self._outer.gradient_accumulation_steps),
+            keep_starts=self._outer.keeps_starts,
         )
 
     # --- Looking up ---------------------------------------------------------------------
@@ -375,6 +379,11 @@ class GroupTable:
         """Returns the gradient accumulators of training variables, in their order."""
         places = [self._place[self._key(v)] for v in variables]
         return [clone.accumulators[index] for clone, index in places]
+
+    def starts_of(self, variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+        """Returns what training variables were before their first update, in their order."""
+        places = [self._place[self._key(v)] for v in variables]
+        return [clone.starts[index] for clone, index in places]
 
     def state_of(self, variable: keras.Variable) -> VariableState | None:
         """Reads the state of a variable, or `None` if it has none."""

@@ -78,6 +78,7 @@ def write(saved: SavedState, store: Any) -> None:
             "shared": sorted(state.shared),
             "average": state.average is not None,
             "accumulator": state.accumulator is not None,
+            "start": state.start is not None,
         }
         for slot, value in state.slots.items():
             store[_key(name, f"slot:{slot}")] = value
@@ -87,6 +88,8 @@ def write(saved: SavedState, store: Any) -> None:
             store[_key(name, "average")] = state.average
         if state.accumulator is not None:
             store[_key(name, "accumulator")] = state.accumulator
+        if state.start is not None:
+            store[_key(name, "start")] = state.start
     store[MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), "uint8").copy()
 
 
@@ -114,6 +117,8 @@ def read(store: Any) -> SavedState:
             shared={slot: array(f"shared:{slot}") for slot in entry["shared"]},
             average=array("average") if entry["average"] else None,
             accumulator=array("accumulator") if entry["accumulator"] else None,
+            # Files of the first version have none.
+            start=array("start") if entry.get("start") else None,
         )
     return SavedState(
         optimizer=manifest["optimizer"],

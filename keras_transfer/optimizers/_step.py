@@ -23,9 +23,10 @@ import keras
 import tensorflow as tf
 
 from keras_transfer import _checks, _keras_internals, _patterns
-from keras_transfer.optimizers import _no_decay
+from keras_transfer.optimizers import _no_decay, _pull
 from keras_transfer.optimizers._groups import GroupTable
 from keras_transfer.optimizers._template import Template, checked
+from keras_transfer.regularizers import L2SP
 
 
 class GroupwiseOptimizer(keras.optimizers.Optimizer):
@@ -38,6 +39,7 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
         no_decay_on: Sequence[str],
         shape: keras.optimizers.schedules.LearningRateSchedule | None,
         name: str | None,
+        regularizer: L2SP | None = None,
     ) -> None:
         optimizer = checked(optimizer)
         rate = _keras_internals.rate_source(optimizer)
@@ -63,6 +65,7 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
         self.no_decay_on = _patterns.no_decay_rules(no_decay_on)
         self._stage_no_decay_on: tuple[str, ...] = ()
         self.shape = shape
+        self.regularizer = _pull.checked(regularizer)
         self._stage_start = self.add_variable(
             shape=(), dtype="int", aggregation="only_first_replica", name="stage_start"
         )
@@ -188,13 +191,34 @@ class GroupwiseOptimizer(keras.optimizers.Optimizer):
             clone.rate = rates[self._table.names.index(clone.group)]
             clone.optimizer.weight_decay = self.weight_decay
             chosen = [variables[i] for i in positions]
-            decaying = [v for v in chosen if self._decays(v)]
+            pulled = self._pulls(clone.group)
+            decaying = [v for v in chosen if self._decays(v) and not pulled]
             if decaying:
                 _keras_internals.decay_weights(clone.optimizer, decaying)
             _keras_internals.update_variables(
                 clone.optimizer, [grads[i] for i in positions], chosen, clone.rate
             )
+            if pulled:
+                assert self.regularizer is not None
+                starts = self._table.starts_of(chosen)
+                _pull.pull(chosen, starts, self.regularizer.strength, clone.rate)
             clone.counter.assign_add(1)
+
+    @property
+    def keeps_starts(self) -> bool:
+        """Whether the values are kept that variables had before their first update."""
+        return self.regularizer is not None and self.regularizer.strength > 0
+
+    def _pulls(self, group: str) -> bool:
+        """Whether the regularizer pulls a group: all but the head, which is the last one."""
+        if not self.keeps_starts:
+            return False
+        if len(self._table.names) == 1:
+            raise ValueError(
+                "`L2SP` in an optimizer pulls all layer groups but the head, and it was told of no "
+                "groups. Train a `TransferModel` or with `GradualUnfreezing`, or call `set_groups`."
+            )
+        return group != self._table.names[-1]
 
     def _decays(self, variable: keras.Variable) -> bool:
         rules = (*self.no_decay_on, *self._stage_no_decay_on)

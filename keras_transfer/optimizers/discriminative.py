@@ -10,9 +10,10 @@ from typing import Any
 import keras
 
 from keras_transfer import _keras_internals, _patterns
-from keras_transfer.optimizers import _given_back, _saved_state
+from keras_transfer.optimizers import _given_back, _pull, _saved_state
 from keras_transfer.optimizers._clone import path_of, read_states, write_shared, write_states
 from keras_transfer.optimizers._step import GroupwiseOptimizer
+from keras_transfer.regularizers import L2SP
 
 
 @keras.saving.register_keras_serializable(package="keras_transfer")
@@ -39,6 +40,8 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             variable paths. What `exclude_from_weight_decay` was told holds as well.
         shape: A `LearningRateSchedule` with peak 1.0 over the updates of the current stage.
         name: Name of the optimizer. Defaults to the name of `optimizer`.
+        regularizer: A `keras_transfer.regularizers.L2SP` that pulls every layer group but the
+            head to where it started, in the place of weight decay.
 
     Raises:
         TypeError: If `optimizer` is neither a Keras optimizer nor a name.
@@ -69,8 +72,11 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         no_decay_on: Sequence[str] = (),
         shape: keras.optimizers.schedules.LearningRateSchedule | None = None,
         name: str | None = None,
+        regularizer: L2SP | None = None,
     ) -> None:
-        super().__init__(optimizer, no_decay_on=no_decay_on, shape=shape, name=name)
+        super().__init__(
+            optimizer, no_decay_on=no_decay_on, shape=shape, name=name, regularizer=regularizer
+        )
 
     # --- Groups and what trains ---------------------------------------------------------
 
@@ -232,7 +238,10 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
 
     @classmethod
     def take_over(
-        cls, optimizer: keras.optimizers.Optimizer | str, no_decay_on: Sequence[str] = ()
+        cls,
+        optimizer: keras.optimizers.Optimizer | str,
+        no_decay_on: Sequence[str] = (),
+        regularizer: L2SP | None = None,
     ) -> keras.optimizers.Optimizer:
         """Makes an optimizer discriminative in the middle of training, with its state.
 
@@ -244,24 +253,38 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             optimizer: A Keras optimizer, built or not, or its name. In a
                 `LossScaleOptimizer`, the inner optimizer is replaced.
             no_decay_on: See `DiscriminativeOptimizer`.
+            regularizer: See `DiscriminativeOptimizer`.
 
         Returns:
             A `DiscriminativeOptimizer`, or the `LossScaleOptimizer` around one.
 
         Raises:
-            ValueError: If the optimizer cannot have discriminative rates.
+            ValueError: If the optimizer cannot have discriminative rates, or would change
+                its regularizer after its first step.
         """
         if isinstance(optimizer, cls):
+            if regularizer is not None:
+                optimizer._set_regularizer(regularizer)
             optimizer.no_decay_on = _patterns.no_decay_rules(no_decay_on) or optimizer.no_decay_on
             return optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer.inner_optimizer = cls.take_over(optimizer.inner_optimizer, no_decay_on)
+            optimizer.inner_optimizer = cls.take_over(
+                optimizer.inner_optimizer, no_decay_on, regularizer
+            )
             _keras_internals.save_inner_state_once(optimizer)
             return optimizer
-        result = cls(optimizer, no_decay_on)
+        result = cls(optimizer, no_decay_on, regularizer=regularizer)
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
             result._adopt(optimizer)
         return result
+
+    def _set_regularizer(self, regularizer: L2SP) -> None:
+        if self.built:
+            raise ValueError(
+                "The optimizer has been built, so where its variables started is no longer known. "
+                "Make a new one with the `regularizer`, and compile again."
+            )
+        self.regularizer = _pull.checked(regularizer)
 
     def _adopt(self, plain: keras.optimizers.Optimizer) -> None:
         variables = _keras_internals.known_variables(plain)
@@ -347,6 +370,8 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         """Returns the config of the plain optimizer that this one stands for."""
         plain = self._template.make_plain(self._base_config())
         config: dict[str, Any] = {"class": type(plain).__name__, **plain.get_config()}
+        if self.regularizer is not None:
+            config["regularizer"] = self.regularizer.get_config()
         return config
 
     def _base_config(self) -> dict[str, Any]:
@@ -365,6 +390,11 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             "no_decay_on": [*self.no_decay_on, *self._excluded_from_weight_decay()],
             "shape": None if shape is None else keras.saving.serialize_keras_object(shape),
             "name": self.name,
+            "regularizer": (
+                None
+                if self.regularizer is None
+                else keras.saving.serialize_keras_object(self.regularizer)
+            ),
         }
 
     def _excluded_from_weight_decay(self) -> list[str]:
@@ -379,7 +409,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> DiscriminativeOptimizer:
         config = dict(config)
-        for key in ("optimizer", "shape"):
+        for key in ("optimizer", "shape", "regularizer"):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(
                     config[key], custom_objects=custom_objects
@@ -455,7 +485,10 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
 
 
 def discriminative(
-    optimizer: keras.optimizers.Optimizer | str, no_decay_on: Sequence[str] = ()
+    optimizer: keras.optimizers.Optimizer | str,
+    no_decay_on: Sequence[str] = (),
+    *,
+    regularizer: L2SP | None = None,
 ) -> keras.optimizers.Optimizer:
     """Gives any Keras optimizer a learning rate and a step count for each layer group.
 
@@ -464,12 +497,15 @@ def discriminative(
             discriminative already is returned as it is; in a `LossScaleOptimizer`, the
             inner optimizer is replaced, and the loss scale kept.
         no_decay_on: What is exempt from weight decay: see `DiscriminativeOptimizer`.
+        regularizer: A `keras_transfer.regularizers.L2SP` that pulls every layer group but the
+            head to where it started, in the place of weight decay.
 
     Returns:
         A `DiscriminativeOptimizer`, or the `LossScaleOptimizer` around one.
 
     Raises:
         ValueError: If the optimizer cannot have discriminative rates; the message says why.
+            If it is discriminative, has trained, and is given another regularizer.
 
     Example:
 
@@ -477,7 +513,7 @@ def discriminative(
     >>> discriminative("adamw", no_decay_on=("norm", "bias")).no_decay_on
     ('norm', 'bias')
     """
-    return DiscriminativeOptimizer.take_over(optimizer, no_decay_on)
+    return DiscriminativeOptimizer.take_over(optimizer, no_decay_on, regularizer)
 
 
 def find_discriminative(optimizer: Any) -> DiscriminativeOptimizer | None:
