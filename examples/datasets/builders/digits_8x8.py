@@ -1,0 +1,42 @@
+"""`Digits8x8`, a builder of TensorFlow Datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from examples.datasets import digits_8x8
+from examples.datasets.builders._splits import examples_of, train_and_test
+
+
+class Digits8x8(tfds.core.GeneratorBasedBuilder):
+    """1,797 handwritten digits, 8x8 pixels with values 0 to 16; 100 of each to test on."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1)),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            license="BSD-3-Clause",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        images, labels = digits_8x8.load()
+        train, test = train_and_test(labels, test_size=1000)
+        return {
+            "train": self._generate_examples(images, labels, train),
+            "test": self._generate_examples(images, labels, test),
+        }
+
+    def _generate_examples(self, images: Any, labels: Any, chosen: Any) -> Iterator[Any]:
+        return examples_of(chosen, image=images[..., None], label=labels)
