@@ -14,21 +14,20 @@ from tests.tuning import toys
 
 
 class At(keras.callbacks.Callback):
-    """Does something where the n-th trial of this process ends its first epoch."""
+    """Does things where the n-th trials of this process end their first epoch."""
 
     begun = 0
 
-    def __init__(self, number, action):
+    def __init__(self, actions):
         super().__init__()
-        self.number = number
-        self.action = action
+        self.actions = actions
 
     def on_train_begin(self, logs=None):
         At.begun += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        if (At.begun, epoch) == (self.number, 0):
-            self.action()
+        if epoch == 0 and At.begun in self.actions:
+            self.actions[At.begun]()
 
 
 def kill():
@@ -54,11 +53,11 @@ def interrupted_and_killed(directory):
     """Ctrl-C in the second trial; the same command again; killed in the third."""
     keras.utils.set_random_seed(0)
     try:
-        toys.search(tuner(directory), callbacks=[At(2, interrupt)], verbose=1)
+        toys.search(tuner(directory), callbacks=[At({2: interrupt})], verbose=1)
     except KeyboardInterrupt:
         print("KeyboardInterrupt")
     At.begun = 0
-    toys.search(tuner(directory), callbacks=[At(2, kill)], verbose=1)
+    toys.search(tuner(directory), callbacks=[At({2: kill})], verbose=1)
 
 
 def chief(directory):
@@ -77,12 +76,12 @@ def worker(directory, *callbacks):
 
 
 def dying_worker(directory):
-    worker(directory, At(1, kill))
+    worker(directory, At({1: kill}))
 
 
 def slow_worker(directory):
     """Its first epoch takes longer than two leases."""
-    worker(directory, At(1, sleep))
+    worker(directory, At({1: sleep}))
 
 
 def run(name, directory):
