@@ -175,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     options = parser.parse_args(arguments)
     keras.utils.set_random_seed(options.seed)
     share = 4 if options.quick else 1
+    # As arrays: preparing the set for TensorFlow Datasets takes some seconds, which a first look
+    # can do without. `image_classification.py` goes through its builder.
     sets = silhouettes.load(
         train_size=options.labels,
         validation_size=200,

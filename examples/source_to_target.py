@@ -1,7 +1,8 @@
 """Trains a small CNN on MNIST, carries it over to 8x8 digits, and fine-tunes it on few labels.
 
-Run it with `.venv/bin/python examples/source_to_target.py` (after `make quickstart`). The contrast
-is the same network from scratch, with twice as many updates. The rates of both were chosen with
+Run it with `.venv/bin/python examples/source_to_target.py` (after `make quickstart`). Both sets
+come through TensorFlow Datasets, prepared offline from what packages hold. The contrast is the
+same network from scratch, with twice as many updates. The rates of both were chosen with
 `--validate`: with other seeds, on digits that are in neither the training set nor the test set.
 """
 
@@ -16,13 +17,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import keras_transfer as ktf
-from examples.datasets import digits_8x8, mnist_5k
-from examples.datasets._split import stratified_split
+from examples.datasets.builders.digits_8x8 import Digits8x8
+from examples.datasets.builders.mnist_5k import Mnist5k
 
+DATA_DIR = Path("outputs/tensorflow_datasets")
 # An epoch repeats the few examples until there are so many, so that 10 labels get as many
 # updates as 200.
 EXAMPLES_PER_EPOCH = 200
@@ -68,22 +71,29 @@ class Result:
     seconds: dict[str, float]
 
 
-def source_task() -> tuple[Examples, Examples]:
+def source_task(data_dir: Path | str = DATA_DIR) -> tuple[Examples, Examples]:
     """Loads MNIST, shrunk to the target's size: 4,500 digits to train on, 500 to check with."""
-    images, labels = mnist_5k.load()
-    # An MNIST digit has a margin of four pixels; one of the target task fills its image.
-    inner = images[:, 4:-4, 4:-4, None].astype("float32") / 255
-    shrunk = keras.ops.image.resize(inner, (8, 8), interpolation="bilinear", antialias=True)
-    shrunk = keras.ops.convert_to_numpy(shrunk)
-    return Examples(shrunk[:4500], labels[:4500]), Examples(shrunk[4500:], labels[4500:])
+    digits, _ = ktf.data.load(Mnist5k, ["train", "test"], batch_size=None, data_dir=data_dir)
+
+    def shrink(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # An MNIST digit has a margin of four pixels; one of the target task fills its image.
+        return tf.image.resize(image[4:-4, 4:-4] / 255, (8, 8), antialias=True), label
+
+    train, check = (as_arrays(split.map(shrink)) for split in digits)
+    return train, check
 
 
-def target_task() -> tuple[Examples, Examples]:
-    """Loads the 8x8 digits: 700 of which some get a label, and a test set of 1,000."""
-    images, labels = digits_8x8.load()
-    images = images[..., None].astype("float32") / 16
-    test, pool = stratified_split(labels, (1000, 700), seed=0)
-    return Examples(images[pool], labels[pool]), Examples(images[test], labels[test])
+def target_task(data_dir: Path | str = DATA_DIR) -> tuple[Examples, Examples]:
+    """Loads the 8x8 digits: 797 of which some get a label, and a test set of 1,000."""
+    digits, _ = ktf.data.load(Digits8x8, ["train", "test"], batch_size=None, data_dir=data_dir)
+    pool, test = (as_arrays(split.map(lambda image, n: (image / 16, n))) for split in digits)
+    return pool, test
+
+
+def as_arrays(digits: tf.data.Dataset) -> Examples:
+    """Reads a whole set."""
+    images, labels = zip(*digits.as_numpy_iterator(), strict=True)
+    return Examples(np.stack(images), np.array(labels))
 
 
 def small_cnn() -> keras.Model:
@@ -110,9 +120,9 @@ def new_head() -> ktf.layers.ClassificationHead:
     return ktf.layers.ClassificationHead(num_classes=10, dropout=0.2, name="head")
 
 
-def train_source(epochs: int) -> keras.Model:
+def train_source(epochs: int, data_dir: Path | str = DATA_DIR) -> keras.Model:
     """Trains the network on the source task."""
-    train, check = source_task()
+    train, check = source_task(data_dir)
     model = keras.Sequential([small_cnn(), new_head()], name="source")
     model.compile("adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(train.images, train.labels, batch_size=64, epochs=epochs, verbose=0)
@@ -211,13 +221,16 @@ def table(results: Sequence[Result], measured_on: str) -> str:
     )
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, data_dir: Path | str = DATA_DIR) -> None:
     """Draws a few digits of both tasks, and accuracy against the number of examples."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.7])
-    tasks = {"source: MNIST, shrunk": source_task()[0], "target: 8x8 digits": target_task()[0]}
+    tasks = {
+        "source: MNIST, shrunk": source_task(data_dir)[0],
+        "target: 8x8 digits": target_task(data_dir)[0],
+    }
     for rows, (title, examples) in zip(left.subfigures(2, 1), tasks.items(), strict=True):
         rows.suptitle(title)
         for digit, ax in enumerate(rows.subplots(2, 5).flat):
@@ -248,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     parser.add_argument("--per-class", type=int, nargs="+", default=[1, 5, 20], metavar="N")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, at least 2")
     parser.add_argument("--source-epochs", type=int, default=8)
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="of TensorFlow Datasets")
     parser.add_argument("--output", type=Path, default=Path("outputs/source_to_target.png"))
     parser.add_argument(
         "--validate",
@@ -260,8 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
             f"--seeds must be at least 2, or there is no spread. Received: {options.seeds}"
         )
     keras.utils.set_random_seed(0)
-    source = train_source(options.source_epochs)
-    pool, test = target_task()
+    source = train_source(options.source_epochs, options.data_dir)
+    pool, test = target_task(options.data_dir)
     backbone, report = carry_over(source)
     print(f"\n{report}\n")
     for name, plan in PLANS.items():
@@ -281,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     print(f"\n{table(results, f'{len(test):,} test images')}")
     unchanged = accuracy_on(source, test)
     print(f"The source's network as it is, without a label of the target task: {unchanged:.3f}")
-    draw(results, options.output)
+    draw(results, options.output, options.data_dir)
     print(f"Drawn: {options.output}")
     return results
 

@@ -28,7 +28,7 @@ from examples.datasets.builders.rated_sentences import RatedSentences
 from examples.pretrained import minilm, word_vectors
 
 TOKENS = 24  # of each sentence; half of all tweets have no more than 23
-BEST = "Transformer, LP-FT"
+BEST = "Transformer, probe then top layers"
 
 
 def transformer(pretrained: bool) -> ktf.TransferModel:
@@ -81,15 +81,18 @@ CONTENDERS = {
         transformer,
         minilm.tokenize,
         True,
-        ktf.recipes.lp_ft(
-            probe_epochs=20, fine_tune_epochs=4, probe_lr=1e-2, fine_tune_lr=1e-4, lr_decay=0.7
+        ktf.UnfreezingPlan(
+            [
+                ktf.Stage("probe", depth=1, epochs=20, peak_lr=1e-2),
+                ktf.Stage("top", depth=3, epochs=5, peak_lr=1e-4),
+            ]
         ),
     ),
     "Transformer, from scratch": (
         transformer,
         minilm.tokenize,
         False,
-        ktf.recipes.full_fine_tuning(epochs=10, peak_lr=1e-4, schedule="warmup_cosine"),
+        ktf.recipes.full_fine_tuning(epochs=6, peak_lr=1e-4, schedule="warmup_cosine"),
     ),
     "RNN, pretrained vectors": (
         rnn,
@@ -97,7 +100,7 @@ CONTENDERS = {
         True,
         ktf.UnfreezingPlan(
             [
-                ktf.Stage("gru and head", depth=2, epochs=20, peak_lr=3e-3),
+                ktf.Stage("gru and head", depth=2, epochs=15, peak_lr=3e-3),
                 ktf.Stage("all", depth="all", epochs=5, peak_lr=3e-4),
             ]
         ),
@@ -106,7 +109,7 @@ CONTENDERS = {
         rnn,
         word_vectors.tokenize,
         False,
-        ktf.recipes.full_fine_tuning(epochs=25, peak_lr=3e-3),
+        ktf.recipes.full_fine_tuning(epochs=15, peak_lr=3e-3),
     ),
 }
 

@@ -122,7 +122,7 @@ def test_texts_the_recurrent_network_keeps_its_word_vectors_at_first(monkeypatch
     assert model.layer_groups.names == ["vectors", "gru", "classification_head"]
     plan = text_classification.CONTENDERS["RNN, pretrained vectors"][3]
     shown = str(ktf.describe(model, plan))
-    assert "gru and head  1-20    gru, classification_head" in shown
+    assert "gru and head  1-15    gru, classification_head" in shown
     other = text_classification.rnn(pretrained=False).backbone.model.get_layer("vectors")
     assert (other.get_weights()[0] != table).any()
 

@@ -85,7 +85,7 @@ def in_a_new_process(code, keras_home):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_quickstart_runs_with_a_model_of_keras_applications(tmp_path):
     # One with few layers, which is what tracing takes time for.
     # Weights as Keras would have downloaded them: random ones, under their file's name.

@@ -5,8 +5,13 @@ from examples import source_to_target
 
 
 @pytest.fixture(scope="module")
-def source():
-    return source_to_target.train_source(epochs=3)
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tensorflow_datasets")
+
+
+@pytest.fixture(scope="module")
+def source(data_dir):
+    return source_to_target.train_source(3, data_dir)
 
 
 def test_every_layer_of_the_source_is_carried_over_bit_for_bit(source):
@@ -25,11 +30,11 @@ def test_every_layer_of_the_source_is_carried_over_bit_for_bit(source):
     assert (model.head.get_weights()[0] != source.layers[-1].get_weights()[0]).any()
 
 
-def test_the_examples_drawn_are_so_many_of_each_digit_and_in_no_other_set():
-    pool, test = source_to_target.target_task()
+def test_the_examples_drawn_are_so_many_of_each_digit_and_in_no_other_set(data_dir):
+    pool, test = source_to_target.target_task(data_dir)
     few, others = source_to_target.draw_labels(pool, per_class=5, seed=1)
     assert np.bincount(few.labels).tolist() == [5] * 10
-    assert (len(few), len(others), len(test)) == (50, 650, 1000)
+    assert (len(few), len(others), len(test)) == (50, 747, 1000)
     sets = [{image.tobytes() for image in part.images} for part in (few, others, test)]
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
@@ -44,12 +49,18 @@ def test_the_network_from_scratch_gets_no_fewer_updates():
 
 
 def test_the_shortened_comparison_finds_that_transfer_helps_and_prints_what_it_found(
-    tmp_path, capsys
+    data_dir, tmp_path, capsys
 ):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "source_to_target.png"
     (result,) = source_to_target.main(
-        ["--per-class=1", "--seeds=2", "--source-epochs=4", f"--output={picture}"]
+        [
+            "--per-class=1",
+            "--seeds=2",
+            "--source-epochs=4",
+            f"--data-dir={data_dir}",
+            f"--output={picture}",
+        ]
     )
     carried, scratch = result.accuracies.values()
     assert carried.shape == scratch.shape == (2,)
