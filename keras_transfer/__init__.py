@@ -16,6 +16,8 @@ from keras_transfer import (
 )
 from keras_transfer.dry_run import describe
 from keras_transfer.layer_groups import LayerGroup, LayerGroups, backbone_groups
+from keras_transfer.layerwise import layerwise_transferability
+from keras_transfer.layerwise_scores import LayerwiseScores
 from keras_transfer.lr_curve import LRCurve
 from keras_transfer.lr_finder import find_lr
 from keras_transfer.model import TransferModel
@@ -28,6 +30,7 @@ __all__ = [
     "LRCurve",
     "LayerGroup",
     "LayerGroups",
+    "LayerwiseScores",
     "Stage",
     "TransferModel",
     "UnfreezingPlan",
@@ -38,6 +41,7 @@ __all__ = [
     "features",
     "find_lr",
     "layers",
+    "layerwise_transferability",
     "optimizers",
     "plotting",
     "rank_backbones",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer import _checks
+from keras_transfer.layerwise_scores import LayerwiseScores
 from keras_transfer.plotting._axes import ACCENT, FAINT, TRAIN, new_axes, tidy
 from keras_transfer.recipes.comparison import SCRATCH, Comparison
 from keras_transfer.transferability import BackboneRanking
@@ -124,5 +125,72 @@ def plot_ranking(ranking: BackboneRanking, ax: Any = None, score: str | None = N
     ax.set_yticks(range(len(ranking.backbones)), [one.name for one in ranking.backbones])
     ax.set_ylim(len(ranking.backbones) - 0.5, -0.5)
     ax.set_xlabel(f"{score} (higher is better)")
+    tidy(ax)
+    return ax
+
+
+# Marker, colour and line of each treatment: the source network's are red, the control's blue,
+# and those that train on are pale and dashed, as in the paper.
+_TREATMENTS = {
+    "AnB": ("D", "#b2182b", "-"),
+    "AnB+": ("P", "#ef8a62", "--"),
+    "BnB": ("o", "#2166ac", "-"),
+    "BnB+": ("s", "#67a9cf", "--"),
+}
+
+
+def plot_layerwise(scores: LayerwiseScores, ax: Any = None) -> Any:
+    r"""Draws scores against the number of copied layer groups, as in the paper's figure.
+
+    Args:
+        scores: What `keras_transfer.layerwise_transferability` returned.
+        ax: Matplotlib axes to draw into; `None` for new ones.
+
+    Returns:
+        The axes. A line joins the means of a treatment, a band is plus and minus one
+        standard deviation over seeds, a dot is a seed; n = 0 is training from scratch.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+
+    >>> from keras_transfer import plotting
+    >>> from keras_transfer.layerwise_scores import LayerwiseScores
+    >>> found = LayerwiseScores(
+    ...     metric="accuracy", mode="max", groups=("stem", "top"), seeds=(0, 1),
+    ...     base=(0.80, 0.82), scores={"AnB": {1: (0.81, 0.83), 2: (0.70, 0.73)}})
+    >>> [label.get_text() for label in plotting.plot_layerwise(found).get_xticklabels()]
+    ['0\nbase', '1\nstem', '2\ntop']
+    """
+    if not isinstance(scores, LayerwiseScores):
+        raise TypeError(
+            "`scores` must be `LayerwiseScores`, as `layerwise_transferability` returns. Received: "
+            f"scores={scores!r}"
+        )
+    depths = [0, *scores.depths]
+    ax = new_axes(ax, (max(5.6, 1.6 + 0.9 * len(depths)), 4.2))
+    for number, (treatment, by_n) in enumerate(scores.scores.items()):
+        marker, color, line = _TREATMENTS[treatment]
+        at = [0, *sorted(by_n)]
+        values = np.array([scores.at(treatment, n) for n in at])
+        means = values.mean(axis=1)
+        ax.plot(at, means, line, color=color, marker=marker, markersize=6, label=treatment)
+        if values.shape[1] > 1:
+            spread = values.std(axis=1, ddof=1)
+            ax.fill_between(at, means - spread, means + spread, color=color, alpha=0.12, lw=0)
+        # Beside each other, so that the seeds of one treatment do not hide another's.
+        aside = 0.06 * (number - (len(scores.scores) - 1) / 2)
+        for n, row in zip(at[1:], values[1:], strict=True):
+            ax.plot(np.full(row.size, n + aside), row, ".", color=color, markersize=4, alpha=0.7)
+    ax.plot(np.zeros(len(scores.base)), scores.base, ".", color="black", markersize=4)
+    ax.axhline(np.mean(scores.base), color=FAINT, linewidth=0.8, linestyle=":")
+    names = ["base", *(scores.groups[n - 1] for n in scores.depths)]
+    ax.set_xticks(depths, [f"{n}\n{name}" for n, name in zip(depths, names, strict=True)])
+    for label in ax.get_xticklabels():
+        label.set_fontsize("small")
+    ax.set_xlabel("layer groups copied (n), and the last of them")
+    ax.set_ylabel(f"test {scores.metric}")
+    ax.legend(frameon=False)
     tidy(ax)
     return ax

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any
 
 import keras
 
-from keras_transfer import _checks, _keras_internals
+from keras_transfer import _checks
 from keras_transfer._fresh_weights import reinitialize
 from keras_transfer._label_checks import check_labels, takes_class_ids
-from keras_transfer._task_data import Part, as_part, check_classes, head_of, reading
+from keras_transfer._task_data import Part, as_part, check_classes, reading
+from keras_transfer._test_scores import checked_seeds, find_metric, find_mode, score_on
 from keras_transfer.callbacks import GradualUnfreezing
 from keras_transfer.features import FeatureCache
 from keras_transfer.model import TransferModel
@@ -116,7 +116,7 @@ def compare(
             f"model_fn={model_fn!r}"
         )
     names = _checked_strategies(strategies)
-    seeds = _checked_seeds(seeds)
+    seeds = checked_seeds(seeds)
     epochs = _checks.integer(epochs, "epochs", minimum=1)
     batch_size = _checks.integer(batch_size, "batch_size", minimum=1)
     _checks.choice(mode, "mode", ["auto", "max", "min"])
@@ -187,8 +187,8 @@ class _Runs:
         model = self._make(seed)
         self.n_groups = len(model.layer_groups)
         self._check_parts(model, parts)
-        self.metric = _find_metric(model, parts[-1], metric)
-        self.mode = _find_mode(model, self.metric, mode)
+        self.metric = find_metric(model, parts[-1], metric)
+        self.mode = find_mode(model, self.metric, mode)
         # The first run needs a model of this seed; loading a backbone twice may take long.
         self._waiting = model
 
@@ -269,13 +269,8 @@ class _Runs:
             **options,
         )
         seconds = time.perf_counter() - start
-        logs = model.evaluate(**reading(test, self._batch_size), verbose=0, return_dict=True)
-        score = float(logs[self.metric])
-        if not math.isfinite(score):
-            raise ValueError(
-                f"Strategy {name!r} with seed {seed} ended in {self.metric}={score}. Look for "
-                "inputs that were scaled wrongly, or lower its rates in a plan of your own."
-            )
+        what = f"Strategy {name!r} with seed {seed}"
+        score = score_on(model, test, self.metric, self._batch_size, what)
         del model
         gc.collect()  # models and their traced functions hold each other
         return score, seconds
@@ -327,42 +322,3 @@ def _checked_strategies(strategies: Any) -> list[str]:
             f"one other. Received: {', '.join(map(repr, names)) or 'none'}"
         )
     return names
-
-
-def _checked_seeds(seeds: Any) -> list[int]:
-    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        return list(range(_checks.integer(seeds, "seeds", minimum=1)))
-    checked = [_checks.integer(seed, "seeds", minimum=0) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked):
-        raise ValueError(
-            "`seeds` must be a number of seeds, or different whole numbers: a seed that comes "
-            f"twice is no second run. Received: seeds={checked}"
-        )
-    return checked
-
-
-def _find_metric(model: keras.Model, test: Part, metric: str | None) -> str:
-    batch = head_of(test)
-    if batch is not None:
-        _keras_internals.build_metrics(model, batch)
-    names = ["loss"]
-    for one in model.metrics:
-        names += [inner.name for inner in getattr(one, "metrics", None) or [one]]
-    names = list(dict.fromkeys(names))
-    if metric is None:
-        return names[1] if len(names) > 1 else "loss"
-    return _checks.choice(metric, "metric", names)
-
-
-def _find_mode(model: keras.Model, metric: str, mode: str) -> str:
-    if mode != "auto":
-        return mode
-    if metric == "loss" or metric.endswith("_loss"):
-        return "min"
-    direction = _keras_internals.metric_direction(model, metric)
-    if direction is None:
-        raise ValueError(
-            f"Keras does not know whether {metric!r} is better when higher or lower. Pass "
-            "mode='max' or mode='min'."
-        )
-    return "max" if direction == "up" else "min"
