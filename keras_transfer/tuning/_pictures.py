@@ -69,6 +69,8 @@ def _draw_trials(ax: Any, trials: Sequence[Any], order: dict[str, int], objectiv
     best = running.accumulate(scores)
     ax.step(at, best, where="post", color=_BEST, linewidth=1.5, label="best so far")
     ax.plot(at, scores, "o", color=_POINT, markersize=5, label="completed")
+    place = int(np.argmax(scores == best[-1]))
+    ax.plot(at[place], scores[place], "o", color=_BEST, markersize=8, label="best trial")
     for status, marker in (("pruned", "v"), ("failed", "x")):
         places = [order[t.trial_id] for t in trials if t.status == status]
         if places:
@@ -98,15 +100,26 @@ def _draw_parameter(ax: Any, done: Sequence[Any], name: str, oracle: Any) -> Non
         ax.margins(x=0.2)
     else:
         places = values
-        if _is_log(oracle, name):
-            ax.set_xscale("log")
+        _ticks(ax, values, is_log=_is_log(oracle, name))
     ax.plot(places, scores, "o", color=_POINT, markersize=5)
     # The summaries are sorted: the first one is the best.
     if drawn[0] is done[0]:
-        ax.plot(places[:1], scores[:1], "o", color=_BEST, markersize=8, label="best trial")
-        ax.legend(frameon=False, fontsize="small")
+        ax.plot(places[:1], scores[:1], "o", color=_BEST, markersize=8)
     ax.set_xlabel(name)
     ax.set_ylabel(oracle.objective.name)
+
+
+def _ticks(ax: Any, values: Sequence[Any], *, is_log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if is_log:
+        ax.set_xscale("log")
+        # Labels at each power of ten alone would often be one, and at each step too many.
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    elif all(isinstance(value, int) for value in values):
+        ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _is_log(oracle: Any, name: str) -> bool:

@@ -81,7 +81,7 @@ def test_a_search_in_one_line_has_everything_in_its_result(tmp_path, capsys):
     assert [ax.get_xlabel() for ax in axes] == ["trial", "head_lr", "stage_2_lr_ratio"]
     assert [ax.get_xscale() for ax in axes] == ["linear", "log", "log"]
     assert {label.get_text() for label in axes[0].get_legend().get_texts()} == {
-        "best so far", "completed", "failed",
+        "best so far", "completed", "best trial", "failed",
     }  # fmt: skip
     # The same line again comes back at once, with the same result.
     again = tune(tmp_path, max_trials=4, search_space=toys.two_stages(), verbose=1)
