@@ -84,16 +84,18 @@ def work(side: str, trials: int, count: int, epochs: int) -> dict[str, Any]:
         "validation_data": images(count // 4, 1), "epochs": epochs, "shuffle": False, "verbose": 0,
     }  # fmt: skip
     x, y = images(count, 0)
-    model: Any = plain_model
-    if side == "shared":
-        space = ktf.tuning.SearchSpace(
-            head_lr=RATES, lr_decay=None, stage_lr_ratio=None, depth=1, num_stages=1
-        )
-        model = ktf.tuning.FineTuningHyperModel(transfer_model, space)
+    options: dict[str, Any] = {"objective": "val_loss", "max_trials": trials, "seed": 3}
     with tempfile.TemporaryDirectory() as directory:
-        tuner = keras_tuner.RandomSearch(
-            model, objective="val_loss", max_trials=trials, seed=3, directory=directory
-        )
+        tuner: Any
+        if side == "plain":
+            tuner = keras_tuner.RandomSearch(plain_model, directory=directory, **options)
+        else:
+            space = ktf.tuning.SearchSpace(
+                head_lr=RATES, lr_decay=None, stage_lr_ratio=None, depth=1, num_stages=1
+            )
+            hypermodel = ktf.tuning.FineTuningHyperModel(transfer_model, space)
+            oracle = keras_tuner.oracles.RandomSearchOracle(**options)
+            tuner = ktf.tuning.Tuner(hypermodel, oracle, directory=directory)
         start = time.perf_counter()
         tuner.search(x, y, batch_size=BATCH, **data)
         seconds = time.perf_counter() - start

@@ -27,7 +27,7 @@ from keras_transfer.tuning._last_epoch import go_on_from, keep_last_epoch
 from keras_transfer.tuning._model_settings import apply_settings, compile_if_need_be
 from keras_transfer.tuning._not_finite import StopWhenNotFinite, reported
 from keras_transfer.tuning._same_search import check_same_search
-from keras_transfer.tuning._shared_features import cache_for_trial
+from keras_transfer.tuning._shared_features import SharedFeatures
 from keras_transfer.tuning.search_space import SearchSpace
 
 
@@ -115,6 +115,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         self.cache_features = cache_features
         self.seed = seed
         self.cache = cache_features if isinstance(cache_features, FeatureCache) else FeatureCache()
+        self._shared = SharedFeatures(self.cache)
         self.num_groups = 0  # not known before the first build
         self.built: dict[str, str] = {}  # checksums of the variables of the last build
         self.builds_alike = True  # whether all builds had the same backbone so far
@@ -284,7 +285,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
     ) -> bool | str | FeatureCache:
         if self.cache_features is False:
             return False
-        return cache_for_trial(self.cache, model, plan, arguments)
+        return self._shared.cache_for_trial(model, plan, arguments)
 
     def _with_own_checkpoints(
         self, callbacks: list[keras.callbacks.Callback], trial: _trial.Trial | None
