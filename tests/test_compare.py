@@ -425,3 +425,32 @@ def test_a_metric_that_keras_does_not_know_asks_for_a_mode():
         return model_with(metrics=[mine])
 
     refuse("does not know whether 'mine' is better", model_fn=model_fn)
+
+
+def test_from_scratch_batch_norms_train_and_in_the_recipes_they_keep_their_policy():
+    moved = {}
+
+    class Looking(ktf.TransferModel):
+        def fit(self, **options):
+            before = self.backbone.model.get_weights()
+            super().fit(**options)
+            after = self.backbone.model.get_weights()
+            name = "scratch" if self.backbone.batch_norm == "train" else "transfer"
+            moved[name] = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+
+    def model_fn():
+        norm = keras.layers.BatchNormalization(name="norm")
+        body = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(4, name="stem"), norm])
+        backbone = ktf.layers.PretrainedBackbone(body, batch_norm="freeze", name="backbone")
+        model = Looking(backbone, ktf.layers.ClassificationHead(2))
+        model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+        return model
+
+    strategies = ["scratch", "full_fine_tuning"]
+    recipes.compare(model_fn, GOOD, strategies, seeds=1, epochs=1, verbose=0)
+    # Kernel and bias; scale, offset, mean and variance. (A bias before a norm has no gradient
+    # but rounding's.)
+    assert moved["scratch"][0]
+    assert moved["scratch"][2:] == [True] * 4
+    assert moved["transfer"][0]
+    assert moved["transfer"][2:] == [False] * 4

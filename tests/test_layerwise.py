@@ -130,8 +130,16 @@ def test_frozen_groups_stay_and_preprocessing_is_kept(tmp_path):
             seen.append([not same(a, b) for a, b in zip(before, after, strict=True)])
             seen.append(np.array(self.backbone.preprocess.mean))
 
+    body = keras.Sequential(
+        [
+            keras.Input((WIDTH,)),
+            keras.layers.Dense(8, "relu", name="stem"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(8, "relu", name="top"),
+        ]
+    )
     backbone = ktf.layers.PretrainedBackbone(
-        layers(), groups="blocks", preprocess=normalization, name="backbone"
+        body, groups=["top"], preprocess=normalization, name="backbone"
     )
     model = Looking(backbone, ktf.layers.ClassificationHead(2))
     model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -139,7 +147,9 @@ def test_frozen_groups_stay_and_preprocessing_is_kept(tmp_path):
     found = run(
         model, treatments=["AnB", "AnB+"], depths=[1], seeds=2, epochs=2, cache_features=cache
     )
-    assert seen[::2] == [[True] * 4, [False, False, True, True], [True] * 4] * 2
+    # Stem and norm (with its statistics) are the first group.
+    frozen = [False] * 6 + [True] * 2
+    assert seen[::2] == [[True] * 8, frozen, [True] * 8] * 2
     assert all(same(mean, np.array(normalization.mean)) for mean in seen[1::2])
     assert found.metric == "loss"
     # Both seeds froze the same weights: one pass.
