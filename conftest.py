@@ -16,8 +16,10 @@ from sybil.document import PythonDocStringDocument
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
-# The same examples at every run, and no deadline: TensorFlow's first call is slow.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+# The same examples at every run, and no deadline: TensorFlow's first call is slow. No `explain`
+# either, for which every call of a function is traced, in TensorFlow and Keras too.
+PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, phases=PHASES)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Scripts that tests start as processes of their own, or that made their reference values.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -135,12 +136,16 @@ def _copies_on_replicas(model: keras.Model, variables: Iterable[Any]) -> dict[st
     return named
 
 
+# Keras numbers these through the process; a model that is built again has others.
+_NUMBERED = re.compile(r"\b(seed_generator)_\d+(?=/)")
+
+
 def named_variables(variables: Iterable[Any]) -> dict[str, Any]:
     """Names variables by path; of several with one path, the second is `path#2`."""
     seen: collections.Counter[str] = collections.Counter()
     named = {}
     for variable in variables:
-        path = str(getattr(variable, "path", variable.name))
+        path = _NUMBERED.sub(r"\1", str(getattr(variable, "path", variable.name)))
         seen[path] += 1
         named[path if seen[path] == 1 else f"{path}#{seen[path]}"] = variable
     return named

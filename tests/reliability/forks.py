@@ -64,7 +64,8 @@ def main(folder):
         trial, path = running.pop(process)
         codes.setdefault(path.name, []).append(os.waitstatus_to_exitcode(status))
         if "step" in trial or "write" in trial:
-            waiting.insert(0, ({"run": trial["run"]}, path))
+            then = {"step": trial["then"]} if "then" in trial else {}
+            waiting.insert(0, ({"run": trial["run"], **then}, path))
     print(json.dumps(codes))
 
 

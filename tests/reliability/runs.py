@@ -107,11 +107,15 @@ class WhileWriting:
 
 
 def by_steps(directory, callbacks):
-    """A `TransferModel` on arrays, cached, with averages: goes on at the very step."""
+    """A `TransferModel` on arrays, cached, with averages: goes on at the very step.
+
+    It runs eagerly, since tracing would take all the time of being killed at every step.
+    """
     model = ktf.TransferModel(
         backbone(), ktf.layers.RegressionHead(2, pooling=None, name="head"), groups="blocks"
     )
-    model.compile(keras.optimizers.AdamW(0.01, use_ema=True), "mse", metrics=["mae"])
+    optimizer = keras.optimizers.AdamW(0.01, use_ema=True)
+    model.compile(optimizer, "mse", metrics=["mae"], run_eagerly=True)
     x, y = data()
     model.fit(
         x, y, batch_size=BATCH, verbose=0, epochs=7, validation_data=(x[:6], y[:6]),
@@ -132,7 +136,10 @@ def by_epochs(directory, callbacks):
         ktf.layers.RegressionHead(2, pooling=None, name="head"),
         groups="blocks",
     )
-    model.compile(keras.optimizers.Nadam(0.01, global_clipnorm=1.0), "mse")
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Nadam(0.01, global_clipnorm=1.0), initial_scale=4, dynamic_growth_steps=3
+    )
+    model.compile(optimizer, "mse")
     dataset = tf.data.Dataset.from_tensor_slices(data()).shuffle(EXAMPLES, seed=5).batch(BATCH)
     model.fit(
         dataset, verbose=0, cache_features=False,

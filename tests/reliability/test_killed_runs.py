@@ -56,15 +56,20 @@ def check(trials, folder, capsys):
             continue
         whole = ends[names.index(trial["run"])]
         end = ends[number]
-        assert codes[str(number)] == [-signal.SIGKILL, 0], (trial, codes[str(number)])
+        kills = 2 if "then" in trial else 1
+        assert codes[str(number)] == [-signal.SIGKILL] * kills + [0], (trial, codes[str(number)])
         different = [k for k in whole.keys() | end.keys() if not _same(whole.get(k), end.get(k))]
         if different:
             lost.append((trial, sorted(different)))
     with capsys.disabled():
-        print(f"\n{len(trials)} kills tried, {len(lost)} lost anything.")
+        kills = sum(2 if "then" in trial else 1 for trial in trials)
+        print(f"\n{kills} kills tried, {len(lost)} lost anything.")
     assert not lost, lost
     for name in names:
         whole = ends[names.index(name)]
+        if name == "by_epochs":
+            scales = [v for k, v in whole.items() if "loss_scale" in k and v.dtype == np.float32]
+            assert [float(v) for v in scales] != [4.0], "the loss scale has to move"
         assert whole["history epochs"].tolist() == list(range(EPOCHS[name]))
         assert np.ptp(whole["history loss"]) > 0
 
@@ -79,6 +84,7 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
         *steps_of("by_epochs", every=3),
         *steps_of("cached_set", every=3),
         *steps_of("stock", every=3),
+        {"run": "by_steps", "step": (1, 1), "then": (3, 0)},
         *writes_of("by_steps", [8]),
         *writes_of("stock", [5]),
     ]
@@ -92,6 +98,13 @@ def test_every_step_and_every_write(tmp_path, capsys):
         trials += writes_of(
             run, range(1, EPOCHS[run] * (STEPS if run in ("by_steps", "cached_set") else 1) + 2)
         )
-    # Killed again at another step, after going on.
-    assert len(trials) > 100
+    # Killed again at a later step, after going on.
+    for run in EPOCHS:
+        steps = [trial["step"] for trial in steps_of(run)]
+        trials += [
+            {"run": run, "step": first, "then": second}
+            for number, first in enumerate(steps)
+            for second in steps[number + 1 :: 2]
+        ]
+    assert len(trials) >= 200
     check(trials, tmp_path, capsys)
