@@ -187,8 +187,8 @@ class Tuner(keras_tuner.Tuner):
             raise RuntimeError(failure)
 
     def _check(self, arguments: dict[str, Any]) -> None:
-        hp = self.oracle.get_space()
-        model = self._try_build(hp)
+        keras.backend.clear_session()
+        model = self._build_hypermodel(self.oracle.get_space())
         project = pathlib.Path(self.project_dir)
         if not self.is_worker:
             check_same_search(project, self.hypermodel.search_space, model.layer_groups.names)

@@ -1,9 +1,8 @@
 """Runs scenarios in forks of a process that has imported everything and done nothing.
 
-Started as `python -m tests.tuning.forks FOLDER < groups.json`: groups run one after the other,
-the scenarios of a group at the same time, each with its environment. Importing takes seconds
-and forking nothing, but a fork after TensorFlow's first operation hangs: this process never does
-one.
+Started as `python -m tests.tuning.forks FOLDER < scenarios.json`: they run at the same time, each
+with its environment. Importing takes seconds and forking nothing, but a fork after TensorFlow's
+first operation hangs: this process never does one.
 """
 
 import json
@@ -37,15 +36,13 @@ def fork(name, environment, folder):
 
 
 def main(folder):
-    codes = {}
-    for group in json.load(sys.stdin):
-        running = {}
-        for name, directory, environment in group:
-            (folder / directory).mkdir(parents=True, exist_ok=True)
-            running[fork(name, environment, folder / directory)] = name
-        while running:
-            process, status = os.wait()
-            codes[running.pop(process)] = os.waitstatus_to_exitcode(status)
+    codes, running = {}, {}
+    for name, directory, environment in json.load(sys.stdin):
+        (folder / directory).mkdir(parents=True, exist_ok=True)
+        running[fork(name, environment, folder / directory)] = name
+    while running:
+        process, status = os.wait()
+        codes[running.pop(process)] = os.waitstatus_to_exitcode(status)
     print(json.dumps(codes))
 
 

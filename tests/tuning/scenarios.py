@@ -60,6 +60,10 @@ def interrupted_and_killed(directory):
     toys.search(tuner(directory), callbacks=[At({2: kill})], verbose=1)
 
 
+def unbroken(directory):
+    toys.search(tuner(directory))
+
+
 def chief(directory):
     toys.search(tuner(directory, lease_s=5), verbose=1)
 

@@ -33,22 +33,11 @@ def trials_of(directory):
     return [read_state(p) for p in sorted((directory / "search").glob("trial_*/trial.json"))]
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """All scenarios in forks of one process; returns folder and exit codes."""
-    folder = tmp_path_factory.mktemp("searches")
-    port = free_port()
-    groups = [
-        [
-            ("interrupted_and_killed", "alone", {}),
-            ("chief", "together", role("chief", port)),
-            ("dying_worker", "together", role("worker-1", port)),
-            ("slow_worker", "together", role("worker-2", port)),
-        ]
-    ]
+def run_together(folder, scenarios):
+    """Runs scenarios in forks of one process; returns exit codes and all that they printed."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.tuning.forks", str(folder)],
-        input=json.dumps(groups),
+        input=json.dumps(scenarios),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -58,34 +47,50 @@ def processes(tmp_path_factory):
     )
     logs = "\n".join(path.read_text() for path in folder.rglob("*.log"))
     assert result.returncode == 0, result.stderr + logs
-    return folder, json.loads(result.stdout.splitlines()[-1]), logs
+    return json.loads(result.stdout.splitlines()[-1]), logs
 
 
 @pytest.mark.slow
-def test_a_search_that_was_interrupted_and_killed_runs_only_the_broken_trial_again(processes):
-    folder, codes, logs = processes
-    assert codes["interrupted_and_killed"] == -9, logs
-    log = (folder / "alone" / "interrupted_and_killed.log").read_text()
+def test_a_search_that_was_interrupted_and_killed_runs_only_the_broken_trial_again(tmp_path):
+    codes, logs = run_together(
+        tmp_path,
+        [("interrupted_and_killed", "broken", {}), ("unbroken", "unbroken", {})],
+    )
+    assert codes == {"interrupted_and_killed": -9, "unbroken": 0}, logs
+    log = (tmp_path / "broken" / "interrupted_and_killed.log").read_text()
     assert "Run the same command to go on" in log
     assert log.count("Trial 1 of 4") == log.count("Trial 2 of 4") == 1
     seen = toys.Seen()
-    tuner = toys.search(scenarios.tuner(folder / "alone"), callbacks=[seen])
+    tuner = toys.search(scenarios.tuner(tmp_path / "broken"), callbacks=[seen])
     assert len(seen.seen) == 2 * 2  # the third trial, which was broken, and the fourth
     assert tuner.oracle.lost == {"2": 1}
-    # Whatever happened to it, and to the search on two workers: the same four scores.
-    together = [trial["score"] for trial in trials_of(folder / "together")]
-    assert toys.scores(tuner) == pytest.approx(together, rel=1e-4)
-    assert len({round(score, 5) for score in together}) == 4
+    unbroken = [trial["score"] for trial in trials_of(tmp_path / "unbroken")]
+    assert toys.scores(tuner) == pytest.approx(unbroken, rel=1e-5)
+    assert len({round(score, 5) for score in unbroken}) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
-def test_a_dead_workers_trial_is_run_by_another_and_the_chief_ends(processes):
-    folder, codes, logs = processes
+@pytest.mark.exhaustive
+def test_a_dead_workers_trial_is_run_by_another_and_the_chief_ends(tmp_path):
+    port = free_port()
+    codes, logs = run_together(
+        tmp_path,
+        [
+            ("chief", "together", role("chief", port)),
+            ("dying_worker", "together", role("worker-1", port)),
+            ("slow_worker", "together", role("worker-2", port)),
+            ("unbroken", "unbroken", {}),
+        ],
+    )
     assert codes["dying_worker"] == -9, logs
     assert codes["chief"] == codes["slow_worker"] == 0, logs
-    assert [trial["status"] for trial in trials_of(folder / "together")] == ["COMPLETED"] * 4
-    log = (folder / "together" / "chief.log").read_text()
+    together = trials_of(tmp_path / "together")
+    assert [trial["status"] for trial in together] == ["COMPLETED"] * 4
+    log = (tmp_path / "together" / "chief.log").read_text()
     assert "Worker 'worker-1' has not been heard of for 5 s" in log
     assert "worker-2' has not been heard of" not in log  # whose epoch took 11 s
     assert "Trial 4 of 4: val_loss" in log
+    # Under two replicas, and on whichever worker: the scores of one process.
+    scores = [trial["score"] for trial in together]
+    unbroken = [trial["score"] for trial in trials_of(tmp_path / "unbroken")]
+    assert scores == pytest.approx(unbroken, rel=1e-4)
