@@ -23,11 +23,6 @@ from examples.datasets.builders.spoken_words import SpokenWords, SyntheticVoices
 ARCHIVE = rated_sentences.FOLDER / rated_sentences.SDIST
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tensorflow_datasets")
-
-
 def read(builder, data_dir):
     """Both splits as arrays, by the package's own door, and the facts."""
     splits, spec = ktf.data.load(builder, ["train", "test"], batch_size=None, data_dir=data_dir)
@@ -75,8 +70,8 @@ def test_a_prepared_set_is_found_by_name_and_classes_have_their_names(data_dir):
 
 
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="the sentences are not here: see the Makefile")
-def test_sentences_are_read_as_they_were_rated_and_none_twice(tmp_path):
-    builder = RatedSentences(config="tweets", data_dir=tmp_path)
+def test_sentences_are_read_as_they_were_rated_and_none_twice(data_dir):
+    builder = RatedSentences(config="tweets", data_dir=data_dir)
     splits, spec = ktf.data.load(builder, ["train", "test"], batch_size=None)
     assert spec.class_names == ("negative", "positive")
     assert spec.examples == {"train": 3196, "test": 1000}
@@ -149,11 +144,11 @@ def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypa
         spoken_words.recordings(tmp_path)
 
 
-def test_synthetic_voices_are_the_same_each_time_and_told_apart(tmp_path):
+def test_synthetic_voices_are_the_same_each_time_and_told_apart(data_dir):
     first, again = (synthetic_voices.synthetic_clip(3, 7) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert (first != synthetic_voices.synthetic_clip(3, 8)).any()
-    ((_, train), (_, test)), spec = read(SyntheticVoices, tmp_path)
+    ((_, train), (_, test)), spec = read(SyntheticVoices, data_dir)
     assert spec.num_classes == 9
     assert np.bincount(train).tolist() == np.bincount(test).tolist() == [10] * 9
 

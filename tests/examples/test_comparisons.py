@@ -16,11 +16,6 @@ from examples.pretrained import minilm, voice_encoder, word_vectors
 ARCHIVE = rated_sentences.FOLDER / rated_sentences.SDIST
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("examples_data")
-
-
 def check(results, picture, printed, seeds=2):
     """What every comparison leaves behind."""
     for result in results:

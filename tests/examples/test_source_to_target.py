@@ -5,11 +5,6 @@ from examples import source_to_target
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tensorflow_datasets")
-
-
-@pytest.fixture(scope="module")
 def source(data_dir):
     return source_to_target.train_source(3, data_dir)
 
