@@ -607,20 +607,12 @@ def dataset_attribute(dataset: tf.data.Dataset, name: str) -> Any:
     return value.numpy() if tf.is_tensor(value) else value
 
 
-def fold_variables(concrete: Any) -> Callable[[Any], Any]:
-    """Returns a concrete function with its variables folded into constants.
+def convert_variables(concrete: Any) -> Any:
+    """Returns a concrete function with constants for variables, flat inputs and outputs.
 
-    Folding lets TensorFlow merge BatchNorms into convolutions. There is no public way to
-    do this for a function in memory.
+    There is no public way to do this for a function in memory.
     """
-    frozen = convert_to_constants.convert_variables_to_constants_v2(concrete)
-    structure = concrete.structured_outputs
-
-    def call(inputs: Any) -> Any:
-        flat = [tf.convert_to_tensor(t) for t in tf.nest.flatten(inputs)]
-        return tf.nest.pack_sequence_as(structure, frozen(*flat))
-
-    return call
+    return convert_to_constants.convert_variables_to_constants_v2(concrete)
 
 
 def build_metrics(model: keras.Model, batch: Any) -> None:

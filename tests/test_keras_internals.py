@@ -848,18 +848,16 @@ def test_dataset_attribute_is_what_a_transformation_was_told():
     assert attribute(dataset, "batch_size") is None
 
 
-def test_fold_variables_keeps_values_and_structure_and_no_variable():
+def test_convert_variables_keeps_values_and_no_variable():
     model = dense_model()
-    function = tf.function(lambda x: {"out": model(x["in"]), "in": x["in"]})
-    concrete = function.get_concrete_function({"in": tf.TensorSpec((None, 4), tf.float32)})
-    folded = _keras_internals.fold_variables(concrete)
+    concrete = tf.function(model).get_concrete_function(tf.TensorSpec((None, 4), tf.float32))
+    converted = _keras_internals.convert_variables(concrete)
     x = batch()[0]
     before = model(x).numpy()
-    found = folded({"in": x})
-    np.testing.assert_allclose(found["out"].numpy(), before, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found["in"].numpy(), x)
+    (found,) = converted(tf.constant(x))
+    np.testing.assert_allclose(found.numpy(), before, rtol=1e-5, atol=1e-6)
     model.layers[0].kernel.assign(np.zeros((4, 3)))
-    np.testing.assert_array_equal(folded({"in": x})["out"].numpy(), found["out"].numpy())
+    np.testing.assert_array_equal(converted(tf.constant(x))[0].numpy(), found.numpy())
     assert not np.allclose(model(x).numpy(), before), "control: the variable does matter"
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_transfer import _keras_internals
 from keras_transfer.features._entry import EntryPoint
+from keras_transfer.features._folding import fold_variables
 from keras_transfer.layers._head_split import split_head
 
 # Operations that keep state and yet give the same result each time, as long as no variable is
@@ -81,7 +82,7 @@ class Prefix:
         if not self.fold_constants:
             return concrete  # type: ignore[no-any-return]
         if id(concrete) not in self._folded:
-            self._folded[id(concrete)] = _keras_internals.fold_variables(concrete)
+            self._folded[id(concrete)] = fold_variables(concrete)
         return self._folded[id(concrete)]
 
     def concrete(self, inputs: Any) -> Any:
