@@ -183,7 +183,7 @@ def test_data_sets_and_validation_data_are_read():
     def part(count, seed):
         return tf.data.Dataset.from_tensor_slices(xor(count, seed)).batch(16)
 
-    plan = ktf.UnfreezingPlan([ktf.Stage("all", depth="all", epochs=9, peak_lr=1e-9, patience=1)])
+    plan = ktf.UnfreezingPlan([ktf.Stage("all", depth="all", epochs=2, peak_lr=1e-9, patience=1)])
     found = recipes.compare(
         lambda: model_with(layers().get_weights()),
         (part(32, 0), part(32, 1), part(32, 2)),
