@@ -159,6 +159,7 @@ def test_a_frozen_backbone_is_not_written(tmp_path):
         made.get_best_models()
 
 
+@pytest.mark.exhaustive
 def test_all_is_kept_where_each_build_has_other_weights(tmp_path):
     def build():
         layers = [keras.layers.Dense(8, "tanh", name=name) for name in toys.NAMES]
