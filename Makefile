@@ -41,7 +41,7 @@ quickstart: $(STAMPS)/examples
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(STAMPS)/test
 	$(BIN)/python -m pytest -m gpu

@@ -108,8 +108,9 @@ class PretrainedBackbone(keras.layers.Layer):
         }
         self.built = True
         # Takes the flag given as an argument down to the wrapped model.
+        # (Assigning the value that it has does nothing: TensorFlow passes over it.)
         if not self.trainable or self.batch_norm == "freeze":
-            self.trainable = self.trainable
+            self._set_trainable(self.trainable)
         self._freeze_preprocess()
 
     @property
@@ -119,6 +120,9 @@ class PretrainedBackbone(keras.layers.Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
+        self._set_trainable(value)
+
+    def _set_trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
         if getattr(self, "batch_norm", None) == "freeze":
             for layer in self.batch_norms:

@@ -230,3 +230,26 @@ def test_dropout_is_active_only_in_groups_that_train(frozen, still):
     # All rows are equal: without the low group's dropout, the high one's leaves 6 values.
     values = {round(float(v), 4) for v in outputs[0].ravel() if v != 0}
     assert (len(values) <= 6) == (frozen >= 1)
+
+
+def test_flags_given_to_the_constructor_reach_the_layers():
+    frozen = PretrainedBackbone(flat(), batch_norm="freeze")
+    assert [layer.trainable for layer in frozen.batch_norms] == [False, False]
+    assert len(frozen.trainable_variables) == 4, "kernels and biases"
+    still = PretrainedBackbone(flat(), trainable=False)
+    assert not any(layer.trainable for layer in still.model.layers)
+    assert all(layer.trainable for layer in PretrainedBackbone(flat()).model.layers)
+
+
+def test_frozen_batch_norms_stay_without_a_plan_too():
+    backbone = PretrainedBackbone(flat(), batch_norm="freeze")
+    model = ktf.TransferModel(backbone, keras.layers.Dense(2))
+    model.compile("adam", "mse")
+    before = [layer.get_weights() for layer in backbone.batch_norms]
+    kernel = np.array(backbone.model.layers[0].kernel)
+    rng = np.random.default_rng(0)
+    model.fit(rng.normal(size=(8, 6)), rng.normal(size=(8, 2)), verbose=0)
+    for layer, values in zip(backbone.batch_norms, before, strict=True):
+        for one, other in zip(values, layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(kernel, backbone.model.layers[0].kernel)
