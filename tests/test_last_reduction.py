@@ -34,7 +34,16 @@ def inlined(name, size, options=None):
     return keras.Model(base.input, keras.layers.Dense(10, "softmax", name="new_head")(x))
 
 
-@pytest.mark.parametrize(("name", "size", "options"), SMALL_IMAGES + USUAL_IMAGES)
+SLOW_TO_BUILD = ("DenseNet121", "InceptionV3", "ResNet50", "Xception")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        pytest.param(*case, marks=pytest.mark.exhaustive if case[0] in SLOW_TO_BUILD else ())
+        for case in SMALL_IMAGES + USUAL_IMAGES
+    ],
+)
 def test_the_head_of_an_inlined_application_is_what_was_added_whatever_the_image_size(
     name, size, options
 ):

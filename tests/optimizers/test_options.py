@@ -27,15 +27,15 @@ OPTIONS = {
 }
 
 
-# In the other modes only what is more than arithmetic on a gradient: it counts steps, or keeps
-# state of its own. The rest of the table takes half a minute.
-EVERY_MODE = ("ema_overwrite", "accumulate", "schedule")
+# In the other modes only what is more than arithmetic on a gradient: it counts steps and keeps
+# state of its own. The rest of the table takes a minute.
+EVERY_MODE = ("ema_overwrite", "accumulate")
 CASES = [
     pytest.param(
         options,
         RUN_MODES[mode],
         id=f"{option}-{mode}",
-        marks=[] if mode == "graph" or option in EVERY_MODE else pytest.mark.exhaustive,
+        marks=[] if mode == "eager" or option in EVERY_MODE else pytest.mark.exhaustive,
     )
     for option, options in OPTIONS.items()
     for mode in RUN_MODES
