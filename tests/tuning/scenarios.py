@@ -51,6 +51,8 @@ def tuner(directory, build=toys.build_plain_model, **options):
 
 def interrupted_and_killed(directory):
     """Ctrl-C in the second trial; the same command again; killed in the third."""
+    # A process that a shell started in the background ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keras.utils.set_random_seed(0)
     try:
         toys.search(tuner(directory), callbacks=[At({2: interrupt})], verbose=1)

@@ -50,8 +50,7 @@ def run_together(folder, scenarios):
     return json.loads(result.stdout.splitlines()[-1]), logs
 
 
-# On a slow machine the search may end before it is killed, hence not in every run of the suite.
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_search_that_was_interrupted_and_killed_runs_only_the_broken_trial_again(tmp_path):
     codes, logs = run_together(
         tmp_path,
