@@ -69,7 +69,7 @@ def check(trials, folder, capsys):
         whole = ends[names.index(name)]
         if name == "by_epochs":
             scales = [v for k, v in whole.items() if "loss_scale" in k and v.dtype == np.float32]
-            assert [float(v) for v in scales] != [4.0], "the loss scale has to move"
+            assert max(map(float, scales)) > 4.0, "the loss scale has to move"
         assert whole["history epochs"].tolist() == list(range(EPOCHS[name]))
         assert np.ptp(whole["history loss"]) > 0
 
