@@ -63,8 +63,8 @@ def _model_facts(model: keras.Model) -> Any:
 def _compile_facts(model: keras.Model) -> dict[str, Any]:
     try:
         config = model.get_compile_config() or {}
-    except (TypeError, ValueError):  # a loss or metric that cannot be saved
-        return {}
+    except (TypeError, ValueError):  # a loss or metric that cannot be saved: compared by class
+        return {"loss": _plain(model.loss)}
     names = ("loss", "loss_weights", "metrics", "weighted_metrics")
     return {name: _plain(config.get(name)) for name in names}
 

@@ -21,7 +21,6 @@ EXPECTED = [
     [False] * 4 + [True] * 4,
     [True] * 8,
 ]
-PROBE = ktf.UnfreezingPlan([PLAN.stages[0]])
 TWO_STAGES = ktf.UnfreezingPlan([PLAN.stages[0], PLAN.stages[2]])
 EXPECTED_OF_TWO_STAGES = [EXPECTED[0], EXPECTED[2]]
 EXPECTED_AT_EVERY_BOUNDARY = [[False] * (8 - 2 * n) + [True] * 2 * n for n in range(1, 5)]

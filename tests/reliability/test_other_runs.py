@@ -109,6 +109,23 @@ def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(name,
         np.testing.assert_array_equal(before, after)
 
 
+class Squared:
+    """A loss that Keras cannot save."""
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return keras.ops.mean((y_true - y_pred) ** 2)
+
+
+class Fourth(Squared):
+    pass
+
+
+def test_losses_that_cannot_be_saved_are_told_apart_by_their_class(tmp_path):
+    fit(tmp_path, transfer(loss=Squared()))
+    with pytest.raises(ValueError, match=r"loss is 'Squared' in the checkpoint and 'Fourth'"):
+        fit(tmp_path, transfer(loss=Fourth()))
+
+
 def test_a_run_that_has_ended_returns_at_once(tmp_path, capsys):
     first = transfer()
     history = fit(tmp_path, first, epochs=1).history
