@@ -3,6 +3,7 @@
 from keras_transfer import (
     callbacks,
     data,
+    distribute,
     features,
     layers,
     optimizers,
@@ -38,6 +39,7 @@ __all__ = [
     "callbacks",
     "data",
     "describe",
+    "distribute",
     "features",
     "find_lr",
     "layers",

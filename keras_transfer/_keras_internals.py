@@ -692,3 +692,82 @@ def callback_list_around(
             return caller
         frame = frame.f_back
     return None
+
+
+# --- Several replicas, several workers ---------------------------------------------------------
+
+
+def build_from_first_replica(model: keras.Model) -> None:
+    """Has `fit` and `evaluate` make metrics from the share that one replica has of a batch.
+
+    Keras takes the mean of the shares, which fails where they differ in size, and on several
+    workers always.
+    """
+
+    def build(self: keras.Model, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None:
+            for _, _, batches in iterator:
+                data_batch = first_replica_of(self.distribute_strategy, next(batches))
+                break
+        build_metrics(self, data_batch)
+
+    object.__setattr__(model, "_maybe_symbolic_build", types.MethodType(build, model))
+
+
+def first_replica_of(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """Returns the first replica's part of distributed values."""
+    return keras.tree.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0], values
+    )
+
+
+def wrap_steps(
+    model: keras.Model, wrap: Callable[[keras.Model, Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Has Keras trace `wrap(model, step)` in the place of the model's train and test steps.
+
+    Steps that a subclass overrides are wrapped as well, which a `train_step` of ours would
+    not be able to do.
+    """
+
+    def make(self: keras.Model, step: Callable[..., Any]) -> Any:
+        return type(self)._make_function(self, wrap(self, step))
+
+    object.__setattr__(model, "_make_function", types.MethodType(make, model))
+    # What was traced before is not wrapped.
+    model.train_function = None
+    model.test_function = None
+
+
+def weigh_loss(optimizer: keras.optimizers.Optimizer | None, weigh: Callable[[Any], Any]) -> None:
+    """Has `optimizer.scale_loss`, which Keras calls before it takes gradients, call `weigh` too."""
+    if optimizer is None:
+        return
+    scale: Any = type(optimizer).scale_loss
+    object.__setattr__(optimizer, "scale_loss", lambda loss: scale(optimizer, weigh(loss)))
+
+
+def steps_are_wrapped(model: keras.Model) -> bool:
+    """Whether `wrap_steps` was called for this model."""
+    return "_make_function" in vars(model)
+
+
+def data_adapter_around(callback: keras.callbacks.Callback) -> Any:
+    """Returns what reads the data in the `fit` that is calling `callback`, or `None`.
+
+    It has `batch_size` and `partial_batch_size`, which are `None` where Keras does not know, and
+    `get_tf_dataset()`.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        iterator = frame.f_locals.get("epoch_iterator")
+        if iterator is not None and frame.f_locals.get("self") is callback.model:
+            return iterator.data_adapter
+        frame = frame.f_back
+    return None
+
+
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the strategy spans several processes."""
+    multi_worker = tf.distribute.MultiWorkerMirroredStrategy
+    return isinstance(strategy, multi_worker) and strategy.extended._in_multi_worker_mode()

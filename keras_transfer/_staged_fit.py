@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_transfer import _fit_checks, _keras_internals, _resolved_plan
+from keras_transfer import (
+    _fit_checks,
+    _keras_internals,
+    _resolved_plan,
+    _strategy_checks,
+)
 from keras_transfer._one_training import OneTraining, Resuming
+from keras_transfer._replica_shares import loss_reduction
 from keras_transfer.features import FeatureCache
+from keras_transfer.features._batch_sizes import batch_sizes, even_batches
 from keras_transfer.features._decision import Decision, StageToRun, decide
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._fingerprint import data_fingerprint, weights_checksum
@@ -153,6 +161,7 @@ class StagedFit:
         self.resumed_at: tuple[int, int] | None = None  # epoch, and steps of it that are done
         self.openings: CountedOpenings | None = None
         self.opened_before = 0  # how often when features were made last
+        self.cuts_batches = False
         self._reason_not_repeatable = ""
         if resuming is not None:
             if self.train.arrays is None:
@@ -170,6 +179,7 @@ class StagedFit:
     def run(self) -> keras.callbacks.History:
         """Trains, and returns the history."""
         arguments = self.arguments
+        self.cuts_batches = self._must_cut_batches()
         training = OneTraining(
             _fit_checks.as_list(arguments.callbacks),
             model=self.model,
@@ -352,6 +362,8 @@ class StagedFit:
         arguments = self.arguments
         done = self._steps_done(epoch)
         data = self._open(self._stage_at(epoch), done)
+        if self.cuts_batches:
+            data.x = even_batches(data.x, self.model.distribute_strategy.num_replicas_in_sync)
         if done:
             # What they had summed up is put back before the first step, which would make them.
             _keras_internals.build_metrics(self.model, next(iter(data.x)))
@@ -465,6 +477,49 @@ class StagedFit:
 
     # --- Data -------------------------------------------------------------------------
 
+    def _must_cut_batches(self) -> bool:
+        """Whether batches are cut so that replicas share them evenly; warns if they are."""
+        model = self.model
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            return False
+        training = [v for stage in self._stages_to_run(0) for v in stage.variables]
+        statistics = _strategy_checks.moves_local_statistics(model, training)
+        if not statistics and loss_reduction(model) is not None:
+            return False
+        why = "BatchNormalization trains on the statistics of each replica's share"
+        if not statistics:
+            why = "the losses are reduced in several ways"
+        sizes: tuple[int | None, int | None] = (None, None)
+        if self.train.arrays is not None:
+            size, rows = (
+                self.arguments.batch_size or 32,
+                len(keras.tree.flatten(self.arguments.x)[0]),
+            )
+            sizes = (min(size, rows), rows % size or size)
+        elif isinstance(self.train.x, tf.data.Dataset):
+            sizes = batch_sizes(self.train.x)
+        else:
+            raise ValueError(
+                f"On {replicas} replicas batches have to be shared evenly, because {why}, which "
+                f"{type(self.train.x).__name__} does not promise. Pass a `tf.data.Dataset` batched "
+                "with drop_remainder=True, or make BatchNormalization with synchronized=True."
+            )
+        if all(size is not None and size % replicas == 0 for size in sizes):
+            return False
+        if sizes[0] is not None and sizes[0] < replicas:
+            raise ValueError(
+                f"Batches of {sizes[0]} examples are too small for {replicas} replicas, because "
+                f"{why}. Use a larger batch."
+            )
+        warnings.warn(
+            f"Each batch is cut to a multiple of {replicas} examples, the number of replicas, "
+            f"because {why}. Choose a batch size that {replicas} divides, and "
+            "drop_remainder=True, to say yourself what is left out.",
+            stacklevel=2,
+        )
+        return True
+
     def _split_off_validation(self) -> None:
         """Cuts off validation data once, for all segments."""
         arguments = self.arguments
@@ -477,12 +532,30 @@ class StagedFit:
         arguments.x, arguments.y, arguments.sample_weight = (*train, None, None)[:3]
         arguments.validation_data = validation
 
+    def _batch_sizes(self) -> tuple[int | None, int | None]:
+        """Returns the size of the batches and that of the last one, where they are known."""
+        if self.train.arrays is not None:
+            size = self.arguments.batch_size or 32
+            rows = len(keras.tree.flatten(self.train.arrays)[0])
+            return min(size, rows), rows % size or size
+        if isinstance(self.train.x, tf.data.Dataset):
+            return batch_sizes(self.train.x)
+        return None, None
+
     def _steps(self) -> int | None:
         if self.arguments.steps_per_epoch is not None:
             return self.arguments.steps_per_epoch
         if isinstance(self.train.source, Source):
-            return self.train.source.n_batches
-        return _length(self.train.x, self.arguments.batch_size)
+            steps = self.train.source.n_batches
+        else:
+            steps = _length(self.train.x, self.arguments.batch_size)
+        last = self._batch_sizes()[1]
+        is_cut_off = (
+            self.cuts_batches
+            and last is not None
+            and last < self.model.distribute_strategy.num_replicas_in_sync
+        )
+        return steps - 1 if steps is not None and is_cut_off else steps
 
 
 def _with_targets(table: Table, data: FitData) -> Table:

@@ -124,6 +124,39 @@ def batch_norms_that_move(
     ]
 
 
+def moves_local_statistics(model: keras.Model, variables: Iterable[keras.Variable]) -> bool:
+    """Whether a BatchNorm trains on the statistics of each replica's share of a batch."""
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        return False
+    return any(not layer.synchronized for layer in batch_norms_that_move(model, variables))
+
+
+def check_even_batches(
+    model: keras.Model, last: int | None, variables: Iterable[keras.Variable]
+) -> None:
+    """Checks that the last batch of a stock `fit` divides evenly by the number of replicas.
+
+    Args:
+        model: The compiled model.
+        last: Size of the last batch, or `None` if it is not known.
+        variables: What trains in any stage.
+
+    Raises:
+        ValueError: If it does not divide, and nothing weighs its examples alike.
+    """
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if last is None or last % replicas == 0:
+        return
+    if _keras_internals.steps_are_wrapped(model) and not moves_local_statistics(model, variables):
+        return
+    raise ValueError(
+        f"The last batch has {last} examples, which {replicas} replicas cannot share evenly: "
+        "examples would weigh differently, and a BatchNormalization that trains could turn to "
+        "NaN. Pass a `tf.data.Dataset` batched with drop_remainder=True, or use a "
+        "`TransferModel`, whose `fit` weighs all examples alike."
+    )
+
+
 def warn_of_local_statistics(model: keras.Model, variables: Iterable[keras.Variable]) -> None:
     """Warns of BatchNorms that train, each replica on its own share of the batch."""
     if model.distribute_strategy.num_replicas_in_sync == 1:

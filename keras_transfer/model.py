@@ -15,6 +15,7 @@ from keras_transfer import (
     _staged_fit,
     _strategy_checks,
     _trainability,
+    distribute,
 )
 from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
 from keras_transfer._label_checks import check_labels
@@ -239,6 +240,7 @@ class TransferModel(keras.Model):
         super().compile(optimizer, loss, *args, **kwargs)
         if self.built:
             _trainability.adopt_optimizer(self, self.layer_groups)
+        distribute.prepare(self)
         self._traced = None
 
     def fit(

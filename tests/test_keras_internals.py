@@ -994,3 +994,103 @@ def test_merge_replicas_calls_once_with_the_strategy_and_the_arguments():
     seen = []
     _keras_internals.merge_replicas(lambda strategy, *args: seen.append((strategy, args)), 1, "a")
     assert seen == [(tf.distribute.get_strategy(), (1, "a"))]
+
+
+# --- Several replicas, several workers ---------------------------------------------------------
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def model_under_a_strategy(**options):
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(KO.SGD(0.1), "mse", metrics=["mae"], run_eagerly=True, **options)
+    return model
+
+
+X, Y = np.ones((5, 2), "float32"), np.zeros((5, 1), "float32")
+
+
+def test_build_from_first_replica_makes_metrics_before_the_first_step():
+    model = model_under_a_strategy()
+    _keras_internals.build_from_first_replica(model)
+    made = []
+
+    def stop(data):
+        made.extend(v.path for metric in model.metrics for v in metric.variables)
+        raise Stopped
+
+    model.test_step = stop
+    with pytest.raises(Stopped):
+        model.evaluate(X, Y, batch_size=2, verbose=0)
+    assert any("mean_absolute_error" in path for path in made)
+
+
+def test_first_replica_of_takes_the_share_of_one():
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    x, y = _keras_internals.first_replica_of(strategy, (tf.constant([1.0]), tf.constant([2])))
+    assert (x.numpy().tolist(), y.numpy().tolist()) == ([1.0], [2])
+
+
+def test_wrap_steps_has_keras_run_both_steps_through_the_wrapper():
+    model = model_under_a_strategy()
+    assert not _keras_internals.steps_are_wrapped(model)
+    ran = []
+
+    def wrap(of, step):
+        assert of is model
+        return lambda data: (ran.append(step.__name__), step(data))[1]
+
+    _keras_internals.wrap_steps(model, wrap)
+    model.fit(X, Y, batch_size=5, verbose=0)
+    model.evaluate(X, Y, batch_size=5, verbose=0)
+    assert ran == ["train_step", "test_step"]
+
+
+def test_steps_are_wrapped_only_for_the_model_itself():
+    model, other = model_under_a_strategy(), model_under_a_strategy()
+    _keras_internals.wrap_steps(model, lambda of, step: step)
+    assert _keras_internals.steps_are_wrapped(model)
+    assert not _keras_internals.steps_are_wrapped(other)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_weigh_loss_scales_what_gradients_are_taken_of(factor):
+    model = model_under_a_strategy()
+    before = model.get_weights()[0]
+    _keras_internals.weigh_loss(model.optimizer, lambda loss: loss * factor)
+    logs = model.train_on_batch(X, Y, return_dict=True)
+    prediction = float(before.sum())
+    assert logs["loss"] == pytest.approx(prediction**2, rel=1e-5), "what is logged stays"
+    step = before - model.get_weights()[0]
+    np.testing.assert_allclose(step, np.full((2, 1), 0.1 * 2 * prediction * factor), rtol=1e-4)
+
+
+def test_weigh_loss_of_no_optimizer_is_nothing():
+    _keras_internals.weigh_loss(None, lambda loss: loss)
+
+
+def test_data_adapter_around_knows_the_batches_of_the_fit_in_progress():
+    found = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            found.append(_keras_internals.data_adapter_around(self))
+
+    look = Look()
+    model_under_a_strategy().fit(X, Y, batch_size=2, callbacks=[look], verbose=0)
+    assert (found[0].batch_size, found[0].partial_batch_size) == (2, 1)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(2)
+    model_under_a_strategy().fit(data, callbacks=[look], shuffle=False, verbose=0)
+    assert found[1].batch_size is None
+    assert found[1].get_tf_dataset() is data
+    look.on_train_begin()
+    assert found[2] is None
+
+
+def test_is_multi_worker_says_no_to_a_single_process():
+    # Two workers are in tests/workers.
+    assert not _keras_internals.is_multi_worker(tf.distribute.get_strategy())
+    assert not _keras_internals.is_multi_worker(tf.distribute.OneDeviceStrategy("CPU:0"))

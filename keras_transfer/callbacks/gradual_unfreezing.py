@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_transfer import (
     _keras_internals,
@@ -19,6 +20,7 @@ from keras_transfer import (
 from keras_transfer._resolved_plan import ResolvedPlan, ResolvedStage
 from keras_transfer.callbacks._copies import copy_without_run
 from keras_transfer.callbacks._plateau import Plateau
+from keras_transfer.features._batch_sizes import last_batch_size
 from keras_transfer.layer_groups import Groups
 from keras_transfer.optimizers import DiscriminativeOptimizer, find_discriminative
 from keras_transfer.plan import Stage, UnfreezingPlan
@@ -164,6 +166,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._check_steps()
         training = [v for stage in self._resolved.stages for v in stage.variables]
         _strategy_checks.warn_of_local_statistics(self.model, training)
+        self._check_last_batch(training)
         if self._resolved.note:
             self._print(self._resolved.note)
         _trainability.adopt_optimizer(self.model, self._resolved.groups)
@@ -273,6 +276,18 @@ class GradualUnfreezing(keras.callbacks.Callback):
                     f"Stage {stage.name!r} has schedule={stage.schedule!r}, whose length in steps "
                     "cannot be known: the data has no known length. Pass `steps_per_epoch`."
                 )
+
+    def _check_last_batch(self, variables: list[keras.Variable]) -> None:
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        if replicas == 1 or _resolved_plan.is_transfer_model(self.model):
+            return
+        adapter = _keras_internals.data_adapter_around(self)
+        last = None
+        if adapter is not None and adapter.batch_size is not None:
+            last = adapter.partial_batch_size or adapter.batch_size
+        elif adapter is not None and isinstance(adapter.get_tf_dataset(), tf.data.Dataset):
+            last = last_batch_size(adapter.get_tf_dataset())
+        _strategy_checks.check_even_batches(self.model, last, variables)
 
     # --- Stages -----------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""Batches that do not divide evenly by the number of replicas; the last is smaller than it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_transfer.features._batch_sizes import even_batches, last_batch_size
+from tests.replicas import run_in_child
+
+CASES = ("arrays", "cached", "sum", "by_weight", "synchronized")
+
+
+@pytest.fixture(scope="module")
+def results():
+    found = run_in_child("tests.replicas.uneven")
+    return {result["case"]: result for result in found}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_all_examples_weigh_alike_on_two_replicas_as_on_one(results, case):
+    result = results[case]
+    assert result["replicas"] == 2
+    assert result["distance"] < 1e-5
+    assert result["moved"] > 1e-2
+    for one, two in result["columns"].values():
+        np.testing.assert_allclose(two, one, atol=1e-5)
+    wanted = (
+        {"accuracy", "val_accuracy", "loss", "val_loss"} if case in ("arrays", "cached") else set()
+    )
+    assert wanted <= set(result["columns"])
+
+
+@pytest.mark.distributed
+def test_local_statistics_drop_what_cannot_be_shared_evenly_and_say_so_once(results):
+    result = results["local"]
+    cut = [w for w in result["warnings"] if "cut to a multiple of 2 examples" in w]
+    assert len(cut) == 1
+    assert "BatchNormalization" in cut[0]
+    assert "drop_remainder=True" in cut[0]
+    assert result["finite"]
+    assert result["steps"] == 6, "the batch of one example is left out"
+    assert result["distance"] < 1e-6, "as if the batches had been cut by hand"
+
+
+@pytest.mark.distributed
+def test_a_stock_model_is_told_to_drop_the_remainder(results):
+    result = results["stock"]
+    assert len(result["errors"]) == 2  # a data set, and arrays
+    for error in result["errors"]:
+        assert "The last batch has 3 examples, which 2 replicas cannot share evenly" in error
+        assert "drop_remainder=True" in error
+    assert not result["moved"]
+
+
+@pytest.mark.distributed
+def test_a_stock_model_that_is_prepared_evaluates_uneven_batches(results):
+    one, two = results["stock"]["evaluated"]
+    np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+def test_batches_are_cut_and_the_empty_ones_left_out():
+    data = tf.data.Dataset.range(10).batch(3).map(lambda x: (x, -x))
+    cut = even_batches(data, 2)
+    assert [x.tolist() for x, _ in cut.as_numpy_iterator()] == [[0, 1], [3, 4], [6, 7]]
+    assert int(cut.cardinality()) == 3
+
+
+def test_the_last_batch_is_known_where_the_pipeline_tells():
+    data = tf.data.Dataset.range(10)
+    assert last_batch_size(data.batch(4)) == 2
+    assert last_batch_size(data.batch(5).shuffle(2).cache().prefetch(1)) == 5
+    assert last_batch_size(data.batch(4, drop_remainder=True)) == 4
+    assert last_batch_size(data.filter(lambda x: x > 2).batch(4)) is None
+    assert last_batch_size(data.batch(4).unbatch()) is None
