@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 
+from keras_transfer import _workers
 from keras_transfer.features._order import EpochOrder
 
 
@@ -91,6 +92,8 @@ class OneTraining(keras.callbacks.CallbackList):
         self.next_epoch = 0
         self.is_stopped = False
         self.resumed_at: tuple[int, int] | None = None
+        self._is_multi_worker = _workers.number_and_count(model.distribute_strategy)[1] > 1
+        self._stops_at_end = False
 
     def begin(self) -> None:
         """Begins the training."""
@@ -131,6 +134,9 @@ class OneTraining(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         batch += self._steps_before
         super().on_train_batch_end(batch, logs)
+        if self._is_multi_worker and self.model.stop_training:
+            # The other workers know of it at the epoch's end, where all stop.
+            self._stops_at_end, self.model.stop_training = True, False
         if self._resuming is None or self._resuming.save_freq == "epoch":
             return
         if self.model.stop_training:
@@ -144,6 +150,8 @@ class OneTraining(keras.callbacks.CallbackList):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
+        stops = bool(self.model.stop_training or self._stops_at_end)
+        self.model.stop_training = _workers.any_of(self.model.distribute_strategy, stops)
         self.next_epoch = epoch + 1
         if self.model.stop_training:
             self.is_stopped = True

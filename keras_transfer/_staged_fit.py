@@ -16,6 +16,7 @@ from keras_transfer import (
     _keras_internals,
     _resolved_plan,
     _strategy_checks,
+    _workers,
 )
 from keras_transfer._one_training import OneTraining, Resuming
 from keras_transfer._replica_shares import loss_reduction
@@ -151,7 +152,7 @@ class StagedFit:
         )
         is_shuffled = isinstance(self.train.source, Source) and self.train.source.is_shuffled
         # Drawn in any case: a cached and an uncached run leave the generator alike.
-        seed = random.randrange(2**31)
+        seed = int(_workers.of_chief(model.distribute_strategy, random.randrange(2**31)))
         self.order = EpochOrder(seed if is_shuffled else None)
         self.stages: list[StageToRun] = []  # not known before callbacks have said where to start
         self.decision = Decision([], [])

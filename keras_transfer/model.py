@@ -15,6 +15,7 @@ from keras_transfer import (
     _staged_fit,
     _strategy_checks,
     _trainability,
+    _workers,
     distribute,
 )
 from keras_transfer._classifier_left_on import last_layer, looks_like_classifier
@@ -317,6 +318,7 @@ class TransferModel(keras.Model):
         _staged_fit.check_cache_features(cache_features)
         carrier = _fit_checks.plan_carrier(callbacks)
         _fit_checks.check_callbacks(callbacks, carrier)
+        _workers.check_writers(self.distribute_strategy, _fit_checks.as_list(callbacks))
         check_labels(self, x, y, validation_data)
         self._build_on(x)
         if epochs is None:

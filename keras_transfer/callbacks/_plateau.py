@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_transfer import _checks, _keras_internals
+from keras_transfer import _checks, _keras_internals, _workers
 from keras_transfer.plan import Stage
 
 
@@ -67,7 +67,8 @@ class Plateau:
                 f"this epoch.{_checks.did_you_mean(monitor, known)} Available: "
                 f"{', '.join(known)}. {remedy}, or monitor another metric."
             )
-        value = float(logs[monitor])
+        # All workers have to come to the same end.
+        value = _workers.of_chief(model.distribute_strategy, float(logs[monitor]))
         sign = 1.0 if is_maximized(self.stage, model) else -1.0
         improved = math.isfinite(value) and (
             self.best is None or sign * (value - self.best) > self.stage.min_delta

@@ -18,6 +18,7 @@ from keras_transfer import (
     _random_state,
     _same_run,
     _training_state,
+    _workers,
 )
 from keras_transfer._checkpoint_files import CheckpointFiles
 from keras_transfer.callbacks._copies import copy_without_run
@@ -52,6 +53,9 @@ class ResumableTraining(keras.callbacks.Callback):
     generator, random operations in the pipeline, `repeat` after `shuffle`, a `PyDataset` with
     an `on_epoch_end` of its own, validation data that is shuffled), a line says so when
     training begins; a stock `fit` does not show its data to callbacks, and a line says that.
+
+    On several workers the chief alone writes, and all read: `directory` must be one that all
+    of them share.
 
     Files are checked when read back. One that is damaged is renamed to `*.damaged`, and
     training goes on from the one before.
@@ -179,21 +183,22 @@ class ResumableTraining(keras.callbacks.Callback):
             step: Steps of it that are done.
             has_ended: Whether nothing is left to do.
         """
-        self._files.write(
-            {
-                "facts": self._facts,
-                "epoch": epoch,
-                "step": step,
-                "has_ended": has_ended,
-                "epochs": self.params.get("epochs"),
-                "callbacks": _callback_states.get_states(self._beside()),
-                "optimizer": _training_state.optimizer_arrays(self.model),
-                "model": _training_state.model_arrays(self.model),
-                "metrics": _training_state.metric_arrays(self.model) if step else {},
-                "random": _random_state.get_state(),
-                "fit": self._state_of_fit(),
-            }
-        )
+        # All workers ask: metrics are summed over them.
+        checkpoint = {
+            "facts": self._facts,
+            "epoch": epoch,
+            "step": step,
+            "has_ended": has_ended,
+            "epochs": self.params.get("epochs"),
+            "callbacks": _callback_states.get_states(self._beside()),
+            "optimizer": _training_state.optimizer_arrays(self.model),
+            "model": _training_state.model_arrays(self.model),
+            "metrics": _training_state.metric_arrays(self.model) if step else {},
+            "random": _random_state.get_state(),
+            "fit": self._state_of_fit(),
+        }
+        if _workers.is_chief(self.model.distribute_strategy):
+            self._files.write(checkpoint)
 
     # --- The hooks of `fit` -----------------------------------------------------------
 
@@ -220,8 +225,7 @@ class ResumableTraining(keras.callbacks.Callback):
         steps = self.params.get("steps")
         self._facts = _same_run.facts_of(self.model, carrier, steps)
         self._facts["data"].update(self._data_facts or {})
-        self._files.remove_half_written()
-        newest = self._files.newest()
+        newest = self._newest()
         self._say_what_is_not_exact()
         if newest is None:
             return
@@ -268,6 +272,27 @@ class ResumableTraining(keras.callbacks.Callback):
         for name in ("callbacks", "optimizer", "model", "metrics"):
             if self._found is not None:
                 self._found.pop(name, None)
+
+    def _newest(self) -> tuple[dict[str, Any], pathlib.Path] | None:
+        """Returns the last whole checkpoint: the chief's, in all workers."""
+        strategy = self.model.distribute_strategy
+        newest = None
+        if _workers.is_chief(strategy):
+            self._files.remove_half_written()
+            newest = self._files.newest()
+        place = (-1, -1) if newest is None else (newest[0]["epoch"], newest[0]["step"])
+        # The others look when the chief has put away what is damaged.
+        of_chief = tuple(int(_workers.of_chief(strategy, number)) for number in place)
+        if not _workers.is_chief(strategy) and of_chief != (-1, -1):
+            newest = self._files.newest()
+            place = (-1, -1) if newest is None else (newest[0]["epoch"], newest[0]["step"])
+        if _workers.any_of(strategy, place != of_chief):
+            raise ValueError(
+                f"The chief goes on from epoch {of_chief[0] + 1}, and a worker does not find that "
+                f"checkpoint. `directory` must be one that all workers share. Received: "
+                f"directory={str(self.directory)!r}"
+            )
+        return newest
 
     # --- Beside other callbacks ---------------------------------------------------------
 
