@@ -33,6 +33,7 @@ from keras_transfer.features._openings import (
 )
 from keras_transfer.features._order import EpochOrder, ordered_dataset
 from keras_transfer.features._prefix import Prefix
+from keras_transfer.features._shares import own_share, with_all_shares
 from keras_transfer.features._sources import Source, as_arrays, split_arrays
 from keras_transfer.features._store import CannotKeepError
 from keras_transfer.features._table import Table, join_tables, table_of_arrays
@@ -150,6 +151,9 @@ class StagedFit:
             steps=arguments.validation_steps,
             insist=self.insists,
         )
+        for data in (self.train, self.validation):
+            if _workers.number_and_count(model.distribute_strategy)[1] > 1 and data is not None:
+                _keep_arrays_only(data)
         is_shuffled = isinstance(self.train.source, Source) and self.train.source.is_shuffled
         # Drawn in any case: a cached and an uncached run leave the generator alike.
         seed = int(_workers.of_chief(model.distribute_strategy, random.randrange(2**31)))
@@ -460,7 +464,24 @@ class StagedFit:
 
     def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
         assert isinstance(data.source, Source)
-        return self.cache.fill(prefix, data.source, role=role, verbose=self.arguments.verbose)
+        strategy = self.model.distribute_strategy
+        verbose = self.arguments.verbose
+        if _workers.number_and_count(strategy)[1] == 1:
+            return self.cache.fill(prefix, data.source, role=role, verbose=verbose)
+        assert data.source.n_examples is not None
+        points, problem = prefix.points, None
+        shares: dict[EntryPoint, Table] = {}
+        try:
+            share = own_share(data.source, strategy)
+            shares = self.cache.fill(prefix, share, role=f"{role} ({share.share})", verbose=verbose)
+        except CannotKeepError as error:
+            problem = error  # raised where the other workers have heard of it
+        try:
+            return {
+                p: with_all_shares(shares.get(p), data.source.n_examples, strategy) for p in points
+            }
+        except CannotKeepError as error:
+            raise problem or error from None
 
     def _is_filled(self, point: EntryPoint, stage: int) -> bool:
         """Whether there are features at a point, and a stage finds them as they would be then."""
@@ -557,6 +578,14 @@ class StagedFit:
             and last < self.model.distribute_strategy.num_replicas_in_sync
         )
         return steps - 1 if steps is not None and is_cut_off else steps
+
+
+def _keep_arrays_only(data: FitData) -> None:
+    """Leaves other data than arrays uncached: each worker reads it in an order of its own."""
+    if isinstance(data.source, Source) and data.source.arrays is None:
+        data.source = (
+            f"on several workers the features of arrays are cached, not those of {data.source.kind}"
+        )
 
 
 def _with_targets(table: Table, data: FitData) -> Table:

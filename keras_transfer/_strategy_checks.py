@@ -15,6 +15,7 @@ REFUSED = {
     "ParameterServerStrategy": "Keras 3 cannot `fit` under it",
     "ParameterServerStrategyV2": "Keras 3 cannot `fit` under it",
     "CentralStorageStrategy": "metrics come out wrong under it",
+    "CentralStorageStrategyV1": "metrics come out wrong under it",
 }
 INSTEAD = (
     "Use `tf.distribute.MirroredStrategy` for the GPUs of one machine, or "
@@ -31,7 +32,7 @@ def check_strategy(model: keras.Model) -> None:
     """
     _check_keras_distribution()
     strategy = model.distribute_strategy
-    _check_kind(strategy)
+    check_kind(strategy)
     _check_scope(model, strategy)
     if strategy.num_replicas_in_sync > 1:
         _check_options(model)
@@ -47,7 +48,12 @@ def _check_keras_distribution() -> None:
         )
 
 
-def _check_kind(strategy: tf.distribute.Strategy) -> None:
+def check_kind(strategy: tf.distribute.Strategy) -> None:
+    """Checks that a strategy is one under which the package works.
+
+    Raises:
+        ValueError: If it is known not to.
+    """
     kind = type(strategy).__name__
     if kind in REFUSED:
         raise ValueError(f"{REFUSED[kind]}. Received: strategy={kind}. {INSTEAD}")

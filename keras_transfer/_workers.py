@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_transfer import _keras_internals
@@ -49,6 +50,25 @@ def any_of(strategy: tf.distribute.Strategy, flag: bool) -> bool:
 
 def _sum(strategy: tf.distribute.Strategy, value: float) -> float:
     return float(_summing(strategy)(tf.constant(value, tf.float64)))
+
+
+_WORDS = 2**19  # 4 MiB go over the wire at a time
+
+
+def add_up(strategy: tf.distribute.Strategy, values: np.ndarray) -> None:
+    """Fills an array in place with what the other workers have in it, where it holds zeros.
+
+    Each row must be zero in all workers but one. Bits are kept, whatever the type. All workers
+    have to call it, with arrays of one shape.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    padded = np.zeros(-(-flat.size // 8) * 8, np.uint8)
+    padded[: flat.size] = flat
+    words = padded.view(np.int64)
+    for begin in range(0, words.size, _WORDS):
+        chunk = words[begin : begin + _WORDS]
+        words[begin : begin + _WORDS] = _summing(strategy)(tf.constant(chunk)).numpy()
+    values[...] = padded[: flat.size].view(values.dtype).reshape(values.shape)
 
 
 @functools.cache

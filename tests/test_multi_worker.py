@@ -15,13 +15,15 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def alone():
-    return {r["case"]: r for r in run_in_child(MODULE, *CASES)}
+def alone(tmp_path_factory):
+    cached = f"cached:{tmp_path_factory.mktemp('cache_of_one')}"
+    return {r["case"]: r for r in run_in_child(MODULE, *CASES, cached)}
 
 
 @pytest.fixture(scope="module")
-def workers():
-    results = run_workers(MODULE, *CASES, "decisions")
+def workers(tmp_path_factory):
+    cached = f"cached:{tmp_path_factory.mktemp('cache')}"
+    results = run_workers(MODULE, *CASES, "decisions", cached)
     return [{r["case"]: r for r in found} for found in results]
 
 
@@ -36,6 +38,20 @@ def test_two_workers_give_the_numbers_of_one_process(alone, workers, case):
         for column in ("loss", "accuracy", "val_loss", "val_accuracy", "evaluated"):
             np.testing.assert_allclose(two[column], one[column], atol=1e-5)
     assert np.abs(np.subtract(one["weights"], one["start"])).max() > 1e-2
+
+
+def test_each_worker_caches_its_share_and_finds_it_again(alone, workers):
+    one = alone["cached"]["runs"][0]
+    for worker in workers:
+        first, second = worker["cached"]["runs"]
+        # Shuffled, and in the order of one process all the same.
+        np.testing.assert_allclose(first["loss"], one["loss"], atol=1e-5)
+        np.testing.assert_allclose(first["val_loss"], one["val_loss"], atol=1e-5)
+        np.testing.assert_allclose(first["weights"], one["weights"], atol=1e-5)
+        assert second == first, "the second run writes no entry, and ends the same"
+        # Of 22 examples and 9 of validation data, each worker ran the frozen layers over a half.
+        assert worker["cached"]["rows"] == [4, 5, 11, 11]
+    assert alone["cached"]["rows"] == [9, 22]
 
 
 def test_all_workers_stop_where_one_does(workers):

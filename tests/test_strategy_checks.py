@@ -1,7 +1,9 @@
 """Mistakes under a strategy are errors at the start, and say what to do."""
 
 import pytest
+import tensorflow as tf
 
+from keras_transfer import _strategy_checks
 from tests.replicas import run_in_child
 
 pytestmark = pytest.mark.distributed
@@ -39,7 +41,7 @@ def test_a_mistake_is_an_error_before_any_weight_moves(results, case, kind):
 
 def test_a_transfer_model_compiled_outside_is_an_error_that_names_the_remedy(results):
     result = results["transfer/compiled_outside"]
-    assert "transfer_model_3's optimizer " + OUTSIDE in result["error"]
+    assert "'s optimizer " + OUTSIDE in result["error"]
     assert "call `compile` within" in result["error"]
 
 
@@ -63,3 +65,39 @@ def test_what_gives_other_numbers_than_expected_warns_once(results, case, kind):
     for part in WARNS[case]:
         assert part in warning
     assert (result["error"], result["moved"]) == ("", True)
+
+
+def bare(strategy_class):
+    """An object of TensorFlow's own class, without the machines that its constructor looks for."""
+    return object.__new__(strategy_class)
+
+
+@pytest.mark.parametrize(
+    "strategy_class",
+    [
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.ParameterServerStrategy,
+        tf.distribute.experimental.CentralStorageStrategy,
+        tf.compat.v1.distribute.experimental.CentralStorageStrategy,
+    ],
+)
+def test_a_strategy_that_cannot_work_is_refused_with_what_to_use_instead(strategy_class):
+    with pytest.raises(ValueError, match="Use `tf.distribute") as error:
+        _strategy_checks.check_kind(bare(strategy_class))
+    assert f"strategy={strategy_class.__name__}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "strategy_class", [tf.distribute.TPUStrategy, tf.distribute.experimental.TPUStrategy]
+)
+def test_a_tpu_was_never_tried_and_a_warning_says_so(strategy_class):
+    with pytest.warns(UserWarning, match="never tried under TPUStrategy") as caught:
+        _strategy_checks.check_kind(bare(strategy_class))
+    assert len(caught) == 1
+
+
+def test_a_model_built_under_central_storage_is_refused_before_it_trains(results):
+    for kind in KINDS:
+        result = results[f"{kind}/central_storage"]
+        assert result["error"].startswith("ValueError: metrics come out wrong under it.")
+        assert not result["moved"]

@@ -41,6 +41,7 @@ class Source:
         batch_size: Examples of a batch, where they are arrays.
         n_examples: How many examples there are at most, where that is known.
         identity: What stands for the data within this process.
+        share: Which of the rows it holds, where each worker has its own; else empty.
         target_bytes: What its targets and sample weights take, which are kept with the features
             of each entry point; 0 where they are arrays, or of a size that is not known.
     """
@@ -57,6 +58,7 @@ class Source:
     batch_size: int | None = None
     n_examples: int | None = None
     identity: Any = None
+    share: str = ""
     target_bytes: int = 0
 
 

@@ -290,7 +290,9 @@ class FeatureCache:
 
     def _data_fingerprint(self, source: Source, role: str) -> str:
         if self.key is not None:
-            return _short("key", self.key, role, str(source.signature), str(source.n_batches))
+            return _short(
+                "key", self.key, role, str(source.signature), str(source.n_batches), source.share
+            )
         if source.arrays is not None:
             return _fingerprint.data_fingerprint(source.arrays[0])
         if source.identity is None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.replicas import run_in_child
+from tests.replicas.unfreezing import BATCH_NORM
 
 CASES = ("stock/froze_first", "stock/as_it_is", "transfer/froze_first", "transfer/as_it_is")
 
@@ -27,8 +28,11 @@ def test_loss_curve_and_weights_of_two_replicas_are_those_of_one(results, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_on_two_replicas_only_the_groups_of_the_stage_move(results, case):
-    # Batch statistics move nowhere; scale and offset train under "inference" only.
-    norm = ("_bn/beta", "_bn/gamma") if case.startswith("transfer") else ()
+    # Batch statistics move under "train" alone; scale and offset under "inference" too.
+    policy = BATCH_NORM[case]
+    norm = () if policy == "freeze" else ("_bn/beta", "_bn/gamma")
+    if policy == "train":
+        norm = (*norm, "_bn/moving_mean", "_bn/moving_variance")
 
     def weights_of(*groups):
         found = [group + weight for group in groups for weight in ("/bias", "/kernel", *norm)]
@@ -42,5 +46,5 @@ def test_on_two_replicas_only_the_groups_of_the_stage_move(results, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_stock_model_gets_its_optimizer_back_on_replicas_too(results, case):
-    wanted = "Adam" if case.startswith("stock") else "DiscriminativeOptimizer"
-    assert results[case]["optimizer"] == wanted
+    stock = {"stock/froze_first": "Adam", "stock/as_it_is": "SGD"}
+    assert results[case]["optimizer"] == stock.get(case, "DiscriminativeOptimizer")

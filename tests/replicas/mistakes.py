@@ -86,7 +86,13 @@ def on_keras_distribution(kind, scope):
     return build(kind, body())
 
 
+def under_central_storage(kind, scope):
+    with tf.distribute.experimental.CentralStorageStrategy().scope():
+        return build(kind, body())
+
+
 CASES = {
+    "central_storage": under_central_storage,
     "fine": all_inside,
     "backbone_outside": backbone_outside,
     "optimizer_outside": optimizer_outside,

@@ -23,13 +23,28 @@ PLAN = ktf.UnfreezingPlan(
 )
 
 
+# Each case has an optimizer and a BatchNorm policy of its own.
+OPTIMIZERS = {
+    "stock/froze_first": lambda: keras.optimizers.Adam(1e-2),
+    "stock/as_it_is": lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
+    "transfer/froze_first": lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.1),
+    "transfer/as_it_is": lambda: keras.optimizers.Lion(3e-3, weight_decay=0.1),
+}
+BATCH_NORM = {
+    "stock/froze_first": "freeze",
+    "stock/as_it_is": "train",
+    "transfer/froze_first": "train",
+    "transfer/as_it_is": "inference",
+}
+
+
 def normalized():
     """Two groups of a Dense and its BatchNorm, whose statistics are not the initial ones."""
     layers = [keras.Input((6,))]
     for name in ("stem", "top"):
         layers += [
-            keras.layers.Dense(8, "tanh", name=name),
-            keras.layers.BatchNormalization(name=f"{name}_bn"),
+            keras.layers.Dense(8, "tanh", name=name, kernel_regularizer="l2"),
+            keras.layers.BatchNormalization(name=f"{name}_bn", synchronized=True),
         ]
     backbone = keras.Sequential(layers, name="body")
     for layer in backbone.layers[1::2]:
@@ -38,19 +53,24 @@ def normalized():
     return backbone
 
 
-def make(kind, froze_first):
+def make(case):
     keras.utils.set_random_seed(0)
     body, head = normalized(), keras.layers.Dense(3, "softmax", name="new")
-    if kind == "stock":
+    policy = BATCH_NORM[case]
+    if case.startswith("stock"):
         model = keras.Sequential([body, head])
-        callback = ktf.callbacks.GradualUnfreezing(PLAN, groups="blocks", verbose=0)
+        callback = ktf.callbacks.GradualUnfreezing(
+            PLAN, groups="blocks", batch_norm=policy, verbose=0
+        )
     else:
-        model = ktf.TransferModel(body, head, groups="blocks")
+        backbone = ktf.layers.PretrainedBackbone(body, batch_norm=policy, groups="blocks")
+        model = ktf.TransferModel(backbone, head)
         callback = ktf.callbacks.GradualUnfreezing(PLAN, verbose=0)
-    if froze_first:
+    if case.endswith("froze_first"):
         body.trainable = False
-    optimizer = keras.optimizers.Adam(1e-2)
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+    # What one device does is traced elsewhere.
+    eagerly = model.distribute_strategy.num_replicas_in_sync == 1
+    model.compile(OPTIMIZERS[case](), "sparse_categorical_crossentropy", run_eagerly=eagerly)
     return model, callback
 
 
@@ -71,9 +91,9 @@ class Moves(keras.callbacks.Callback):
         return {"/".join(v.path.split("/")[-2:]): v.numpy() for v in self.model.weights}
 
 
-def train(kind, froze_first, scope):
+def train(case, scope):
     with scope():
-        model, callback = make(kind, froze_first)
+        model, callback = make(case)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(32, 6)).astype("float32")
     y = rng.integers(0, 3, size=32)
@@ -90,14 +110,9 @@ def main(cases):
         devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    on_one = {}
     for case in cases:
-        kind, flags = case.split("/")
-        froze_first = flags == "froze_first"
-        if kind not in on_one:
-            on_one[kind] = train(kind, False, lambda: tf.device("CPU:0"))
-        one, history, moved = on_one[kind]
-        two, history_of_two, moved_of_two = train(kind, froze_first, strategy.scope)
+        one, history, moved = train(case, lambda: tf.device("CPU:0"))
+        two, history_of_two, moved_of_two = train(case, strategy.scope)
         weights = zip(one.get_weights(), two.get_weights(), strict=True)
         result = {
             "case": case,

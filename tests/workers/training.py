@@ -7,6 +7,7 @@ Workers find each other through TF_CONFIG. Without it, one process trains alone.
 
 import json
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -75,6 +76,36 @@ def train(kind, scope, **options):
         "evaluated": scores,
         **{name: history[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
     }
+
+
+def cached(scope, directory):
+    """Shuffled arrays whose features lie in a directory, twice."""
+    result = {"case": "cached", "runs": []}
+    cache = pathlib.Path(directory)
+    for _ in range(2):
+        with scope():
+            model = build("transfer")
+            model.compile("adamw", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit(
+            X,
+            Y,
+            batch_size=7,
+            callbacks=[ktf.callbacks.GradualUnfreezing(PLAN, verbose=0)],
+            validation_data=VALIDATION,
+            verbose=0,
+            cache_features=ktf.features.FeatureCache(cache),
+        ).history
+        result["runs"].append(
+            {
+                "weights": np.concatenate([w.ravel() for w in model.get_weights()]).tolist(),
+                "loss": history["loss"],
+                "val_loss": history["val_loss"],
+                "entries": {p.name: p.stat().st_mtime_ns for p in cache.iterdir()},
+            }
+        )
+    manifests = [json.loads(p.read_text()) for p in cache.glob("*/manifest.json")]
+    result["rows"] = sorted(json.loads(m["content"])["n_rows"] for m in manifests)
+    return result
 
 
 class DiesAt(keras.callbacks.Callback):
@@ -196,6 +227,8 @@ def main(cases):
         if case.startswith("resumable"):
             _, directory, dies = case.split(":")
             result = resumable(scope, directory, dies == str(task))
+        elif case.startswith("cached"):
+            result = cached(scope, case.partition(":")[2])
         elif case == "decisions":
             result = decisions(scope)
         else:
