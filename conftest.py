@@ -23,7 +23,7 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, phas
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Scripts that tests start as processes of their own, or that made their reference values.
-collect_ignore_glob = ["tests/replicas/*", "tests/*/reference/*"]
+collect_ignore_glob = ["tests/replicas/*", "tests/workers/*", "tests/*/reference/*"]
 
 
 @pytest.fixture(autouse=True)
