@@ -23,7 +23,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
     cached = f"cached:{tmp_path_factory.mktemp('cache')}"
-    results = run_workers(MODULE, *CASES, "decisions", cached)
+    results = run_workers(MODULE, *CASES, "decisions", cached, "unprepared")
     return [{r["case"]: r for r in found} for found in results]
 
 
@@ -38,6 +38,12 @@ def test_two_workers_give_the_numbers_of_one_process(alone, workers, case):
         for column in ("loss", "accuracy", "val_loss", "val_accuracy", "evaluated"):
             np.testing.assert_allclose(two[column], one[column], atol=1e-5)
     assert np.abs(np.subtract(one["weights"], one["start"])).max() > 1e-2
+
+
+def test_keras_needs_to_be_prepared_still(workers):
+    # When this fails, Keras can do it itself: take out what `distribute.prepare` does for it.
+    for worker in workers:
+        assert worker["unprepared"]["error"]
 
 
 def test_each_worker_caches_its_share_and_finds_it_again(alone, workers):

@@ -150,6 +150,11 @@ def stock(strategy):
     with strategy.scope():
         model = build(kind="stock")
         model.compile("adam", LOSSES["mean"], metrics=["accuracy"])
+    try:
+        model.evaluate(X, Y, batch_size=7, verbose=0)
+        found["unprepared"] = ""
+    except Exception as error:
+        found["unprepared"] = str(error)
     ktf.distribute.prepare(model)
     one = build(kind="stock")
     one.compile("adam", LOSSES["mean"], metrics=["accuracy"])

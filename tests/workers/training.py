@@ -108,6 +108,18 @@ def cached(scope, directory):
     return result
 
 
+def unprepared(scope):
+    """What Keras's own `fit` says."""
+    with scope():
+        model = build("stock")
+        model.compile("adamw", "sparse_categorical_crossentropy")
+    try:
+        model.fit(X, Y, batch_size=8, verbose=0)
+    except Exception as error:
+        return {"case": "unprepared", "error": f"{type(error).__name__}: {error}"}
+    return {"case": "unprepared", "error": ""}
+
+
 class DiesAt(keras.callbacks.Callback):
     """Kills its process in an epoch of its own choice."""
 
@@ -229,6 +241,8 @@ def main(cases):
             result = resumable(scope, directory, dies == str(task))
         elif case.startswith("cached"):
             result = cached(scope, case.partition(":")[2])
+        elif case == "unprepared":
+            result = unprepared(scope)
         elif case == "decisions":
             result = decisions(scope)
         else:
