@@ -49,7 +49,9 @@ def train(name, case, scope):
             optimizer = KO.LossScaleOptimizer(optimizer, initial_scale=8.0, dynamic_growth_steps=3)
         if not case.startswith("stock"):
             optimizer = discriminative(optimizer)
-        model.compile(optimizer, "mse")
+        # What one device does is traced elsewhere.
+        eagerly = model.distribute_strategy.num_replicas_in_sync == 1
+        model.compile(optimizer, "mse", run_eagerly=eagerly)
     inner = find_discriminative(optimizer)
     x, y = toys.make_data(EXAMPLES)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
