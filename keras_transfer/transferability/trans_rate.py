@@ -70,8 +70,9 @@ def trans_rate(
 
 
 def _coding_rate(rows: Floats, distortion: float) -> float:
-    samples, width = rows.shape
-    # det(I + f'f) = det(I + ff'): the smaller of the two matrices will do.
-    gram = rows @ rows.T if samples < width else rows.T @ rows
-    scaled = np.eye(gram.shape[0]) + gram / (samples * distortion)
-    return 0.5 * float(np.linalg.slogdet(scaled)[1])
+    samples = rows.shape[0]
+    # From the singular values: beside large features the determinant would lose the identity.
+    singular = np.linalg.svd(rows / np.sqrt(samples * distortion), compute_uv=False)
+    # What rounding left in directions without variance would count once features are large.
+    kept = singular > singular.max() * max(rows.shape) * np.finfo(np.float64).eps
+    return 0.5 * float(np.log1p(singular[kept] ** 2).sum())

@@ -40,6 +40,14 @@ def test_scaling_features_is_scaling_the_distortion():
     assert scaled == pytest.approx(trans_rate(features, labels, distortion=1e-4), rel=1e-9)
 
 
+def test_features_far_larger_than_the_distortion_have_a_score():
+    features, labels = scores.separable(samples=30, width=60, noise=1.0)
+    # Each direction adds log(scale), to the whole and to what lies within the classes.
+    directions = 29 - np.mean([np.sum(labels == c) for c in np.unique(labels)])
+    grown = trans_rate(1e20 * features, labels) - trans_rate(1e10 * features, labels)
+    assert grown == pytest.approx(directions * np.log(1e10), rel=1e-6)
+
+
 def test_it_is_not_negative_for_balanced_classes():
     # log det is concave, so the mean rate within equal classes cannot exceed the whole's.
     for seed in range(20):
