@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -72,6 +73,17 @@ def check_labels(model: Any, x: Any, y: Any, validation_data: Any = None) -> Non
     elif validation_data is not None:
         where = f"in the first batch of `validation_data` {NOT_LOOKED_AT}"
         task.check(_labels_of_first_batch(validation_data), where)
+
+
+def label_check(model: Any, where: str) -> Callable[[Any], None]:
+    """Returns a function that checks labels against a model as `check_labels` does.
+
+    Args:
+        model: A compiled `TransferModel`.
+        where: What follows "the labels" in messages.
+    """
+    task = _Task.of(model)
+    return lambda labels: None if task is None else task.check(labels, where)
 
 
 def takes_class_ids(model: keras.Model) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -62,7 +63,7 @@ def _check_dataset(data: tf.data.Dataset, name: str) -> None:
         raise ValueError(f"{name} never ends. Leave out `repeat`, or `take` what an epoch reads.")
 
 
-def _check_finite(array: np.ndarray, name: str) -> None:
+def _check_finite(array: np.ndarray, name: str, place: str = "") -> None:
     if array.dtype.kind != "f":
         return
     bad = ~np.isfinite(array)
@@ -70,7 +71,7 @@ def _check_finite(array: np.ndarray, name: str) -> None:
         at = tuple(map(int, np.argwhere(bad)[0]))
         raise ValueError(
             f"{name} must be finite. Received: {int(bad.sum())} values that are NaN or infinite, "
-            f"the first at {list(at)}: {array[at]}. Leave these examples out."
+            f"the first at {list(at)}{place}: {array[at]}. Leave these examples out."
         )
 
 
@@ -78,19 +79,61 @@ def labels_of(part: Part) -> np.ndarray | None:
     """Returns the labels of a part that is one array of whole numbers for one array of inputs."""
     if len(part) < 2 or isinstance(part[1], dict | list | tuple):
         return None
-    labels: np.ndarray = part[1]
+    return _as_class_ids(part[1])
+
+
+def _as_class_ids(labels: np.ndarray) -> np.ndarray | None:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     return labels if labels.ndim == 1 and labels.dtype.kind in "iu" else None
 
 
-def check_classes(train: Part, test: Part) -> None:
-    """Checks that class ids in arrays make a task: two classes or more, none only in the test.
+def read_through(part: Part, name: str, check: Callable[[Any], None]) -> np.ndarray | None:
+    """Reads a part once, before training would read it many times; returns its class ids.
+
+    A `PyDataset` is not read: it may have to be made, and may not be the same again.
+
+    Args:
+        part: A part of the data.
+        name: What it is called in messages.
+        check: Called with the labels of arrays, or of each batch of a data set.
+
+    Returns:
+        The class ids, or `None` where labels are something else.
+
+    Raises:
+        ValueError: If a data set is empty or holds NaN, or what `check` raises.
+    """
+    if len(part) > 1:
+        check(part[1])
+        return labels_of(part)
+    if not isinstance(part[0], tf.data.Dataset):
+        check(_second(first_batch(part[0])))
+        return None
+    found: list[np.ndarray | None] = []
+    for number, batch in enumerate(part[0]):
+        for leaf in tf.nest.flatten(batch[:2]):
+            if isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating:
+                _check_finite(leaf.numpy(), name, f" of batch {number}")
+        labels = batch[1]
+        check(labels)
+        found.append(_as_class_ids(labels.numpy()) if isinstance(labels, tf.Tensor) else None)
+    if not found:
+        raise ValueError(f"{name} is empty: the data set has no batch.")
+    ids = [labels for labels in found if labels is not None]
+    return np.concatenate(ids) if len(ids) == len(found) else None
+
+
+def _second(batch: Any) -> Any:
+    return batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
+
+
+def check_classes(in_train: np.ndarray | None, in_test: np.ndarray | None) -> None:
+    """Checks that class ids make a task: two classes or more, none only in the test.
 
     Raises:
         ValueError: If they do not.
     """
-    in_train, in_test = labels_of(train), labels_of(test)
     for labels, name in ((in_train, "training"), (in_test, "test")):
         if labels is not None and (labels == labels[0]).all():
             raise ValueError(

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from keras_transfer import _checks, _json_file, _keras_internals
 from keras_transfer._checkpoint_files import CheckpointFiles
-from keras_transfer._label_checks import check_labels, takes_class_ids
-from keras_transfer._task_data import Part, as_part, check_classes, reading
+from keras_transfer._label_checks import label_check, takes_class_ids
+from keras_transfer._task_data import Part, as_part, check_classes, read_through, reading
 from keras_transfer._test_scores import checked_seeds, find_metric, find_mode, score_on
 from keras_transfer.callbacks import GradualUnfreezing
 from keras_transfer.features._fingerprint import data_fingerprint
@@ -156,10 +156,12 @@ def layerwise_transferability(
         for part, name in zip(target_data, ("training", "test"), strict=True)
     )
     source = None if source_data is None else as_part(source_data, "`source_data`")
-    for part in (train, test):
-        check_labels(source_model, part[0], part[1] if len(part) > 1 else None)
+    class_ids = []
+    for part, name in ((train, "training"), (test, "test")):
+        check = label_check(source_model, f"in the target task's {name} data")
+        class_ids.append(read_through(part, f"The target task's {name} data", check))
     if takes_class_ids(source_model):
-        check_classes(train, test)
+        check_classes(*class_ids)
     networks = _Networks(
         source_model,
         (train, epochs),
@@ -172,7 +174,7 @@ def layerwise_transferability(
     probe = networks.fresh(0)
     if source is not None:
         of_source = networks.fresh(0, source_head)
-        check_labels(of_source, source[0], source[1] if len(source) > 1 else None)
+        read_through(source, "`source_data`", label_check(of_source, "in `source_data`"))
     metric = find_metric(probe, test, metric)
     mode = find_mode(probe, metric, mode)
     settings = {

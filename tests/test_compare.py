@@ -383,6 +383,33 @@ def test_data_sets_that_do_not_fit_are_refused():
     refuse(r"must be a data set of \(inputs, labels\)", data=(dataset.map(lambda x, y: x), dataset))
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (GOOD[0], (X, np.where(np.arange(24) < 23, Y, 7)), "labels in the test data run from 0 to"),
+        ((X, np.where(np.arange(24) < 23, Y, -1)), GOOD[1], "the training data run from -1 to 0"),
+        (GOOD[0], (np.where(np.isin(X, X[-1]), np.nan, X), Y), "test data must be finite.*batch 2"),
+        (GOOD[0], (X, Y * 0), "test data holds one class only"),
+        ((X, Y * 0), GOOD[1], "training data holds one class only"),
+        ((X[:0], Y[:0]), GOOD[1], "training data is empty"),
+    ],
+)
+def test_data_sets_are_read_once_before_any_training(train, test, message):
+    def data(seed):
+        return tuple(tf.data.Dataset.from_tensor_slices(part).batch(8) for part in (train, test))
+
+    class Untrained(ktf.TransferModel):
+        def fit(self, *args, **options):
+            raise AssertionError("trained before the data was looked at")
+
+    def model_fn():
+        model = Untrained(layers(), ktf.layers.ClassificationHead(2))
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    refuse(message, data=data, model_fn=model_fn)
+
+
 def test_models_that_do_not_fit_are_refused():
     plain = ktf.TransferModel(layers(), ktf.layers.ClassificationHead(2))
     refuse("must return a compiled model", model_fn=lambda: plain)

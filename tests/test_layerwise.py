@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_transfer as ktf
 from keras_transfer import plotting
@@ -289,6 +290,10 @@ def test_results_that_are_no_results_are_refused(call, error, message):
 X, Y = TRAIN
 
 
+def as_data_set(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -309,6 +314,16 @@ X, Y = TRAIN
         ({"target": (TRAIN, (X * np.nan, Y))}, ValueError, "test data must be finite"),
         ({"target": (TRAIN, (X, Y * 0))}, ValueError, "test data holds one class only"),
         ({"target": ((X, Y + 1), TEST)}, ValueError, "class ids run from 0 to 1, but"),
+        (
+            {"target": (TRAIN, as_data_set(X, np.where(np.arange(len(Y)) < len(Y) - 1, Y, 9)))},
+            ValueError,
+            "labels in the target task's test data run from 0 to 9",
+        ),
+        (
+            {"source_data": as_data_set(np.where(np.isin(X, X[-1]), np.inf, X), Y)},
+            ValueError,
+            "`source_data` must be finite",
+        ),
     ],
 )
 def test_bad_input_is_an_error_before_any_training(options, error, message):

@@ -12,8 +12,8 @@ import keras
 
 from keras_transfer import _checks
 from keras_transfer._fresh_weights import reinitialize
-from keras_transfer._label_checks import check_labels, takes_class_ids
-from keras_transfer._task_data import Part, as_part, check_classes, reading
+from keras_transfer._label_checks import label_check, takes_class_ids
+from keras_transfer._task_data import Part, as_part, check_classes, read_through, reading
 from keras_transfer._test_scores import checked_seeds, find_metric, find_mode, score_on
 from keras_transfer.callbacks import GradualUnfreezing
 from keras_transfer.features import FeatureCache
@@ -48,9 +48,11 @@ def compare(
     before you rely on it. It can find that transfer hurts, that it makes no difference, and
     that these runs cannot tell.
 
-    All strategies of one seed get the same new head and the same order of examples, so
-    differences are taken seed by seed. From scratch, the same architecture trains from
-    random weights, with BatchNorm statistics that move, for as many epochs.
+    All strategies of one seed get the same new head and, from arrays, the same order of
+    examples, so differences are taken seed by seed. (A `tf.data.Dataset` that shuffles has
+    another order each time it is read, which widens the intervals.) From scratch, the same
+    architecture trains from random weights, with BatchNorm statistics that move, for as many
+    epochs.
 
     It sets the global random seed, for each run.
 
@@ -59,8 +61,9 @@ def compare(
             each call: load the backbone inside.
         data: `(train, test)` or `(train, validation, test)`, each a tuple of arrays
             `(inputs, labels)`, a batched `tf.data.Dataset` or a `PyDataset`; or a function
-            of the seed that returns these (a few-shot draw, say). The test part is only
-            read once training is over.
+            of the seed that returns these (a few-shot draw, say). Arrays and
+            `tf.data.Dataset`s are looked through once for what would spoil hours of
+            training: values that are not finite, labels out of range, missing classes.
         strategies: Names out of `"scratch"`, `"linear_probe"`, `"lp_ft"`,
             `"gradual_unfreezing"` and `"full_fine_tuning"`, with the recipes' rates (from
             scratch 1e-3); or the plan of each strategy by any name. `"scratch"` has to be
@@ -179,6 +182,7 @@ class _Runs:
         self._parts: tuple[int, list[Part]] | None = None
         self._seen: list[weakref.ref[Any]] = []
         self._waiting: TransferModel | None = None
+        self._checked: int | None = None  # the seed whose data was looked at last
         self.metric, self.mode, self.n_groups = "", "", 0
 
     def prepare(self, seed: int, metric: str | None, mode: str) -> None:
@@ -187,6 +191,7 @@ class _Runs:
         model = self._make(seed)
         self.n_groups = len(model.layer_groups)
         self._check_parts(model, parts)
+        self._checked = seed
         self.metric = find_metric(model, parts[-1], metric)
         self.mode = find_mode(model, self.metric, mode)
         # The first run needs a model of this seed; loading a backbone twice may take long.
@@ -209,11 +214,13 @@ class _Runs:
 
     @staticmethod
     def _check_parts(model: TransferModel, parts: list[Part]) -> None:
-        train, test = parts[0], parts[-1]
-        for part in (train, test):
-            check_labels(model, part[0], part[1] if len(part) > 1 else None)
+        names = ["training", "validation", "test"]
+        class_ids = []
+        for part, name in zip(parts, names if len(parts) == 3 else names[::2], strict=True):
+            check = label_check(model, f"in the {name} data")
+            class_ids.append(read_through(part, f"The {name} data", check))
         if takes_class_ids(model):
-            check_classes(train, test)
+            check_classes(class_ids[0], class_ids[-1])
 
     def _make(self, seed: int) -> TransferModel:
         keras.utils.set_random_seed(seed)
@@ -251,8 +258,9 @@ class _Runs:
             cache = False
         elif plan.stages[0].depth == "all" and (cache is True or isinstance(cache, FeatureCache)):
             cache = False  # nothing is frozen that could be kept
-        if callable(self._data):
+        if callable(self._data) and seed != self._checked:
             self._check_parts(model, parts)
+            self._checked = seed
         train, test = parts[0], parts[-1]
         options = reading(train, self._batch_size)
         if len(parts) == 3:
