@@ -84,4 +84,6 @@ def loss_reduction(model: keras.Model) -> str | None:
     # Names and functions become a mean over the batch.
     found = {getattr(loss, "reduction", "sum_over_batch_size") for loss in losses}
     found = {"sum_over_batch_size" if one == "mean" else one for one in found}
+    if not found:  # only what layers add
+        return "sum_over_batch_size"
     return found.pop() if len(found) == 1 else None

@@ -1,9 +1,11 @@
 """Batches that do not divide evenly by the number of replicas; the last is smaller than it."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_transfer._replica_shares import loss_reduction
 from keras_transfer.features._batch_sizes import even_batches, last_batch_size
 from tests.replicas import run_in_child
 
@@ -59,6 +61,23 @@ def test_a_stock_model_that_is_prepared_evaluates_uneven_batches(results):
     assert "AddN" in results["stock"]["unprepared"]
     one, two = results["stock"]["evaluated"]
     np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction"),
+    [
+        ("mse", "sum_over_batch_size"),
+        (None, "sum_over_batch_size"),
+        ([keras.losses.MeanSquaredError(), "mae"], "sum_over_batch_size"),
+        ({"a": keras.losses.MeanSquaredError(reduction="mean"), "b": None}, "sum_over_batch_size"),
+        (keras.losses.MeanSquaredError(reduction="sum"), "sum"),
+        ([keras.losses.MeanSquaredError(reduction="sum"), "mse"], None),
+    ],
+)
+def test_how_losses_are_reduced_is_read_off_what_compile_was_given(loss, reduction):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.loss = loss
+    assert loss_reduction(model) == reduction
 
 
 def test_batches_are_cut_and_the_empty_ones_left_out():
