@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from keras_transfer import _checks
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+# How the files begin that TensorFlow decodes: JPEG, PNG, GIF, BMP, WebP (in a RIFF).
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF")
 # What a folder without splits answers to.
 WHOLE = "train"
 
@@ -77,6 +79,8 @@ class ImageFolders:
         """Returns the split as a data set of (image, label), decoded, and its length."""
         files = self._sliced(split)
         paths, labels = [path for path, _ in files], [label for _, label in files]
+        for path in paths:
+            _check_begins_as_image(path)
 
         def decode(path: Any, label: Any) -> Any:
             image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
@@ -109,6 +113,18 @@ def unknown_split(name: str, known: Any) -> ValueError:
     return ValueError(
         f"There is no split {name!r}. The data has {listed}.{_checks.did_you_mean(name, known)}"
     )
+
+
+def _check_begins_as_image(path: str) -> None:
+    """Raises where a file is empty or something else: decoding it later would not say which."""
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    if not beginning.startswith(_BEGINNINGS):
+        raise ValueError(
+            f"A file is no image that can be read. Received: {path!r}, which "
+            + (f"begins with {beginning!r}." if beginning else "is empty.")
+            + " Copy or download it anew, or take it out of the folder."
+        )
 
 
 def _bound(text: str | None, count: int) -> int | None:

@@ -101,8 +101,12 @@ def load(
     seed = _checks.integer(seed, "seed")
     if not isinstance(cache, bool | str):
         raise TypeError(f"`cache` must be True, False, 'auto' or a path. Received: cache={cache!r}")
-    splits = [split] if isinstance(split, str) else list(split)
-    if not splits or not all(isinstance(each, str) for each in splits):
+    splits = [split] if isinstance(split, str) else split
+    if (
+        not isinstance(splits, list | tuple)
+        or not splits
+        or not all(isinstance(each, str) for each in splits)
+    ):
         raise TypeError(f"`split` must be a name or a list of names. Received: split={split!r}")
     source = _open(name_or_builder, None if data_dir is None else os.fspath(data_dir), download)
     loaded, specs = [], []

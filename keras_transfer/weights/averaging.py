@@ -81,7 +81,8 @@ def average_weights(
         Whole-number weights are those of the first member.
 
     Raises:
-        ValueError: If there are no members, or they differ in architecture.
+        ValueError: If there are no members, they differ in architecture, or, without
+            `evaluate`, one holds NaN.
         TypeError: If a member is neither a model nor a list of arrays.
 
     Example:
@@ -96,7 +97,16 @@ def average_weights(
     """
     if evaluate is not None:
         return greedy_soup(members, evaluate, mode=mode).weights
-    return _mean(_same_architecture(members))
+    lists = _same_architecture(members)
+    for number, arrays in enumerate(lists):
+        for index, array in enumerate(arrays):
+            if array.dtype.kind not in "iub" and not np.isfinite(array.astype(np.float64)).all():
+                raise ValueError(
+                    f"Weight {index}{_called(members[number], index)} of `members[{number}]` holds "
+                    "NaN or infinite values, and so would the mean: its training diverged. Leave "
+                    "it out, or give `evaluate`, by which such members are."
+                )
+    return _mean(lists)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -78,7 +78,8 @@ def transfer_weights(
         TypeError: If an argument has the wrong type.
         ValueError: If the target is not built, a file is damaged or of a kind that is
             not read, a name matches nothing, shapes disagree (with `"error"`),
-            nothing at all would be copied, or the source holds NaN.
+            nothing at all would be copied, or the source holds NaN or what is infinite in
+            the target's dtype.
         FileNotFoundError: If there is no such file.
         ImportError: If a `.safetensors` file is given without the `safetensors` library.
 
@@ -199,7 +200,20 @@ class _Changes:
                 f"The source's weight {path!r} holds NaN or infinite values, so the target would "
                 f"compute nothing else. Received: {self.source.label}. Take an earlier checkpoint."
             )
+        self._check_range(weight, path, array)
         return shape_changes.from_torch(array, weight) if self.layout == "torch" else array
+
+    def _check_range(self, weight: NamedWeight, path: str, array: Array) -> None:
+        dtype = str(weight.variable.dtype)
+        if array.dtype.kind in "iub" or dtype != "float16" or not array.size:
+            return  # the others reach as far as float32
+        largest = float(np.abs(array.astype(np.float64)).max())
+        if largest > float(np.finfo(np.float16).max):
+            raise ValueError(
+                f"The source's weight {path!r} holds {largest:g}, which is infinite in the "
+                f"target's {dtype}. Received: {self.source.label}. Keep the target's variables in "
+                "float32: dtype policy 'mixed_float16'."
+            )
 
     def _find_classifier(
         self, matches: Sequence[Match], class_names: tuple[list[str], list[str]]

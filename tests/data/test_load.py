@@ -261,6 +261,17 @@ def test_a_class_missing_from_a_split_is_named(tmp_path):
         load(tmp_path)
 
 
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    root = builders.image_folder(tmp_path, size=(6, 5))
+    (root / "cat" / "photo.webp").write_bytes(b"RIFF1234WEBPVP8 ")
+    assert load(root, image_size=4)[1].examples == {"train": 11}
+    for name, content in (("cut.png", b""), ("page.jpg", b"<html>Not found</html>")):
+        (root / "dog" / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"is no image.*dog/{name}.*Copy or download it anew"):
+            load(root, image_size=4)
+        (root / "dog" / name).unlink()
+
+
 def test_folders_without_images_or_with_both_layouts_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"There is no data in .*empty'.*class/image.jpg"):
@@ -279,6 +290,8 @@ def test_folders_without_images_or_with_both_layouts_are_refused(tmp_path):
         ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
         ({"image_size": (1, 2, 3)}, ValueError, "one number, or height and width"),
         ({"image_size": 2.5}, TypeError, "`image_size` must be a whole number"),
+        ({"split": None}, TypeError, "`split` must be a name or a list of names"),
+        ({"split": []}, TypeError, "`split` must be a name or a list of names"),
         ({"cache": 3}, TypeError, "`cache` must be True, False, 'auto' or a path"),
     ],
 )

@@ -119,6 +119,10 @@ def test_a_greedy_soup_is_never_worse_than_its_best_member_on_a_real_model():
 
 def test_members_that_diverged_are_left_out():
     members = [[np.array([1.0])], [np.array([np.nan])]]
+    with pytest.raises(
+        ValueError, match=r"`members\[1\]` holds NaN.*Leave it out, or give `evaluate`"
+    ):
+        average_weights(members)
     assert greedy_soup(members, lambda w: float(w[0][0])).members == (0,)
     with pytest.raises(ValueError, match="finite number for at least one member"):
         greedy_soup(members, lambda w: float("nan"))

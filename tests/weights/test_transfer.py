@@ -242,6 +242,16 @@ def test_nan_in_the_source_is_refused_and_nothing_is_copied():
     assert all(models.equal(target, before))
 
 
+def test_values_too_large_for_the_target_are_refused():
+    source = models.randomize(models.backbone())
+    source.get_layer("features").bias.assign(np.full(6, 1e6))
+    keras.config.set_dtype_policy("float16")
+    target = models.backbone()
+    with pytest.raises(ValueError, match=r"'features/bias' holds 1e\+06, .*float16.*mixed_float16"):
+        transfer_weights(source, target)
+    assert all(np.isfinite(array).all() for array in target.get_weights())
+
+
 def test_an_unbuilt_target_or_source_is_refused_with_the_remedy():
     unbuilt = keras.Sequential([keras.layers.Dense(2)], name="later")
     with pytest.raises(ValueError, match=r"`target` has no weights yet. Received: 'later'. Build"):
