@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer import _checks, _keras_internals, _resolved_plan, _task_data, _trainability
+from keras_transfer._label_checks import label_check
 from keras_transfer._layer_variables import NORMALIZATION_LAYERS
 from keras_transfer._stock_model import stock_model_groups
 from keras_transfer.layer_groups import Groups, LayerGroup, LayerGroups
@@ -51,7 +52,8 @@ class AutoSurgical(keras.callbacks.Callback):
     Raises:
         TypeError: If an argument has another type.
         ValueError: At the start of `fit`, if a plan sets multipliers too or comes after it;
-            before an epoch, if a gradient is not finite or a group's weights are all 0.
+            before an epoch, if `data` is empty or its labels do not fit the head, a gradient
+            is not finite, or a group's weights are all 0.
 
     Example:
 
@@ -214,12 +216,20 @@ class AutoSurgical(keras.callbacks.Callback):
     def _relative_gradient_norms(self) -> dict[str, float]:
         """Returns ||gradient|| / ||weights|| of each group that trains, mean over batches."""
         names, squares = self._traced_squares()
-        sums = np.zeros(len(names))
+        sums, count = np.zeros(len(names)), 0
+        check_labels = None
+        if _resolved_plan.is_transfer_model(self.model):
+            check_labels = label_check(self.model, "in `data`")
         for batch in self._few_batches():
+            count += 1
+            if check_labels is not None:
+                check_labels(batch[1])
             of_gradients, of_weights = np.array(squares(*batch), "float64")
             self._check(names, of_gradients, of_weights)
             sums += np.sqrt(of_gradients / of_weights)
-        return dict(zip(names, (sums / self.batches).tolist(), strict=True))
+        if not count:
+            raise ValueError("`data` is empty: the data set has no batch to take gradients of.")
+        return dict(zip(names, (sums / count).tolist(), strict=True))
 
     @staticmethod
     def _check(names: list[str], of_gradients: np.ndarray, of_weights: np.ndarray) -> None:

@@ -293,3 +293,16 @@ def test_gradients_that_say_nothing_are_an_error():
     refuse("The weights of layer group 'new' are all 0", model, AutoSurgical)
     model.head.set_weights([np.full_like(w, np.nan) for w in model.head.get_weights()])
     refuse("The gradient of layer group 'stem' is not finite", model, AutoSurgical)
+
+
+def test_data_that_says_nothing_of_the_task_is_an_error():
+    x, y = linear_data()
+    empty = tf.data.Dataset.from_tensor_slices((x[:0], y[:0])).batch(4)
+    refuse("`data` is empty", linear(), AutoSurgical(empty))
+    backbone = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model = ktf.TransferModel(backbone, ktf.layers.ClassificationHead(2))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    ids = np.arange(len(x)) % 2
+    surgical = AutoSurgical((x, ids + 1), verbose=0)
+    with pytest.raises(ValueError, match="labels in `data` run from 1 to 2"):
+        model.fit(x, ids, callbacks=[surgical], verbose=0)
