@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -32,20 +34,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Starts the workers."""
+def environments(count: int) -> list[dict[str, str]]:
+    """Returns the environment of each worker, which is told by it who all of them are."""
     hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    workers = []
-    for index in range(count):
-        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, str(TRAIN), *arguments],
-                env={**os.environ, "TF_CONFIG": json.dumps(config), "TF_CPP_MIN_LOG_LEVEL": "2"},
-                text=True,
-            )
-        )
-    return workers
+    configs = [
+        {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        for index in range(count)
+    ]
+    common = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return [{**common, "TF_CONFIG": json.dumps(config)} for config in configs]
 
 
 def wait(workers: Sequence[subprocess.Popen[str]], seconds: float) -> int:
@@ -62,6 +59,11 @@ def wait(workers: Sequence[subprocess.Popen[str]], seconds: float) -> int:
     return 1
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leaves as after Ctrl-C, by way of `finally`, when asked to end."""
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Starts the workers, waits for them, and leaves none behind."""
     parser = argparse.ArgumentParser(
@@ -70,13 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=600, help="in seconds")
     options, rest = parser.parse_known_args(arguments)
-    workers = start(options.workers, rest)
+    before = signal.signal(signal.SIGTERM, leave)
+    workers: list[subprocess.Popen[str]] = []
     try:
+        for environment in environments(options.workers):
+            command = [sys.executable, str(TRAIN), *rest]
+            workers.append(subprocess.Popen(command, env=environment, text=True))
         return wait(workers, options.timeout)
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
