@@ -697,28 +697,24 @@ def callback_list_around(
 # --- Several replicas, several workers ---------------------------------------------------------
 
 
-def build_from_first_replica(model: keras.Model) -> None:
-    """Has `fit` and `evaluate` make metrics from the share that one replica has of a batch.
+def build_from_specs(model: keras.Model) -> None:
+    """Has `fit` and `evaluate` make metrics from what the data says of its batches.
 
-    Keras takes the mean of the shares, which fails where they differ in size, and on several
-    workers always.
+    Keras reads a batch (one that a generator has lost) and takes the mean of the replicas'
+    shares, which fails where they differ in size, and on several workers always.
     """
+
+    def of_a_replica(spec: Any) -> Any:
+        spec = getattr(spec, "_value_specs", (spec,))[0]
+        return None if isinstance(spec, tf.OptionalSpec) else spec
 
     def build(self: keras.Model, iterator: Any = None, data_batch: Any = None) -> None:
         if iterator is not None:
-            for _, _, batches in iterator:
-                data_batch = first_replica_of(self.distribute_strategy, next(batches))
-                break
+            specs = iterator._distributed_dataset.element_spec
+            data_batch = keras.tree.map_structure(of_a_replica, specs)
         build_metrics(self, data_batch)
 
     object.__setattr__(model, "_maybe_symbolic_build", types.MethodType(build, model))
-
-
-def first_replica_of(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """Returns the first replica's part of distributed values."""
-    return keras.tree.map_structure(
-        lambda value: strategy.experimental_local_results(value)[0], values
-    )
 
 
 def wrap_steps(

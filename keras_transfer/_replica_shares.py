@@ -68,7 +68,8 @@ def examples_that_weigh(model: keras.Model, data: Any) -> Any:
     """
     x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     first = next(value for value in keras.tree.flatten(x) if value is not None)
-    if first.shape[0] is not None:
+    # A static size is the same on all replicas; eagerly, every size is known.
+    if first.shape[0] is not None and not tf.executing_eagerly():
         return None
     reduction = loss_reduction(model)
     if reduction == "mean_with_sample_weight" and sample_weight is not None:

@@ -507,21 +507,16 @@ class StagedFit:
             return False
         training = [v for stage in self._stages_to_run(0) for v in stage.variables]
         statistics = _strategy_checks.moves_local_statistics(model, training)
-        if not statistics and loss_reduction(model) is not None:
-            return False
-        why = "BatchNormalization trains on the statistics of each replica's share"
-        if not statistics:
+        sizes = self._batch_sizes()
+        if statistics:
+            why = "BatchNormalization trains on the statistics of each replica's share"
+        elif loss_reduction(model) is None:
             why = "the losses are reduced in several ways"
-        sizes: tuple[int | None, int | None] = (None, None)
-        if self.train.arrays is not None:
-            size, rows = (
-                self.arguments.batch_size or 32,
-                len(keras.tree.flatten(self.arguments.x)[0]),
-            )
-            sizes = (min(size, rows), rows % size or size)
-        elif isinstance(self.train.x, tf.data.Dataset):
-            sizes = batch_sizes(self.train.x)
+        elif model.run_eagerly and sizes[1] is not None and sizes[1] < replicas:
+            why = "with run_eagerly=True no replica can step without examples"
         else:
+            return False
+        if self.train.arrays is None and not isinstance(self.train.x, tf.data.Dataset):
             raise ValueError(
                 f"On {replicas} replicas batches have to be shared evenly, because {why}, which "
                 f"{type(self.train.x).__name__} does not promise. Pass a `tf.data.Dataset` batched "

@@ -47,7 +47,7 @@ def prepare(model: keras.Model, sample_batch: Any = None) -> None:
     if strategy.num_replicas_in_sync == 1:
         return
     if not _keras_internals.steps_are_wrapped(model):
-        _keras_internals.build_from_first_replica(model)
+        _keras_internals.build_from_specs(model)
         _keras_internals.wrap_steps(model, _on_replicas)
     if sample_batch is not None:
         _keras_internals.build_metrics(model, sample_batch)

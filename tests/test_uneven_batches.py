@@ -9,7 +9,7 @@ from keras_transfer._replica_shares import loss_reduction
 from keras_transfer.features._batch_sizes import even_batches, last_batch_size
 from tests.replicas import run_in_child
 
-CASES = ("arrays", "cached", "sum", "by_weight", "synchronized")
+CASES = ("arrays", "cached", "eager", "generator", "sum", "by_weight", "synchronized")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_stock_model_is_told_to_drop_the_remainder(results):
 
 @pytest.mark.distributed
 def test_a_stock_model_that_is_prepared_evaluates_uneven_batches(results):
-    # When this fails, Keras can do it itself: take out `build_from_first_replica`.
+    # When this fails, Keras can do it itself: take out `build_from_specs`.
     assert "AddN" in results["stock"]["unprepared"]
     one, two = results["stock"]["evaluated"]
     np.testing.assert_allclose(two, one, atol=1e-6)

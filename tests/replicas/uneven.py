@@ -55,17 +55,30 @@ def build(batch_norm="", synchronized=False, kind="transfer"):
 
 
 def train(
-    scope, plan=ALL, data="arrays", loss="mean", cache=False, validates=False, cut=False, **options
+    scope,
+    plan=ALL,
+    data="arrays",
+    loss="mean",
+    cache=False,
+    validates=False,
+    cut=False,
+    eagerly=False,
+    rows=22,
+    **options,
 ):
     with scope():
         model = build(**options)
         # What one device does is traced elsewhere.
-        eagerly = model.distribute_strategy.num_replicas_in_sync == 1
+        eagerly = eagerly or model.distribute_strategy.num_replicas_in_sync == 1
         model.compile("adamw", LOSSES[loss], metrics=["accuracy"], run_eagerly=eagerly)
-    arguments = {"batch_size": BATCH, "sample_weight": WEIGHTS}
-    x, y = X, Y
+    arguments = {"batch_size": BATCH, "sample_weight": WEIGHTS[:rows]}
+    x, y = X[:rows], Y[:rows]
     if data == "dataset":
         x, y, arguments = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH), None, {}
+    if data == "generator":
+        begins = [BATCH * step for step in range(4)] * plan.total_epochs
+        x = ((X[i : i + BATCH], Y[i : i + BATCH]) for i in begins)
+        y, arguments = None, {"steps_per_epoch": 4}
     if cut:  # by hand, to what is a multiple of two
         x = tf.data.Dataset.from_tensor_slices((X[:21], Y[:21])).batch(BATCH)
         x, y, arguments = x.map(lambda a, b: (a[:6], b[:6])), None, {}
@@ -91,6 +104,8 @@ def distance(one, two):
 CASES = {
     "arrays": {"plan": PLAN, "validates": True},
     "cached": {"plan": PLAN, "cache": True, "validates": True},
+    "eager": {"eagerly": True, "rows": 21},
+    "generator": {"data": "generator"},
     "sum": {"loss": "sum"},
     "by_weight": {"loss": "by_weight"},
     "synchronized": {"batch_norm": "train", "synchronized": True, "data": "dataset"},
