@@ -24,6 +24,7 @@ ORACLES = {
     "random": keras_tuner.oracles.RandomSearchOracle,
     "grid": keras_tuner.oracles.GridSearchOracle,
 }
+SEED_FOR_0 = 2**31 - 1  # KerasTuner's oracles take 0 for "no seed", and draw one
 
 
 def tune(
@@ -125,7 +126,7 @@ def tune(
         kind = ORACLES[_checks.choice(oracle, "oracle", ORACLES)]
         oracle = kind(
             objective=objective or _objective_of(hypermodel, arguments, isolate_trials),
-            seed=seed or None,
+            seed=SEED_FOR_0 if seed == 0 else seed,
             max_consecutive_failed_trials=_checks.integer(
                 max_consecutive_failed_trials, "max_consecutive_failed_trials", minimum=1
             ),

@@ -1,3 +1,4 @@
+import random
 import re
 
 import keras
@@ -271,3 +272,12 @@ def test_private_names_of_keras_tuner_are_where_they_were():
         assert hasattr(oracle, name)
     assert callable(protos.get_service_grpc().add_OracleServicer_to_server)
     assert callable(oracle_chief.OracleServicer)
+
+
+def test_a_seed_of_0_makes_the_oracle_repeat_itself(tmp_path):
+    rates = []
+    for number in range(2):
+        random.seed(number)  # KerasTuner draws a seed from here when it has none
+        found = tune(tmp_path / str(number), seed=0, objective="val_loss", max_trials=1)
+        rates.append(found.best_hyperparameters["head_lr"])
+    assert rates[0] == rates[1]
