@@ -125,7 +125,7 @@ def tune(
     if isinstance(oracle, str):
         kind = ORACLES[_checks.choice(oracle, "oracle", ORACLES)]
         oracle = kind(
-            objective=objective or _objective_of(hypermodel, arguments, isolate_trials),
+            objective=_objective_of(objective, hypermodel, arguments, isolate_trials),
             seed=SEED_FOR_0 if seed == 0 else seed,
             max_consecutive_failed_trials=_checks.integer(
                 max_consecutive_failed_trials, "max_consecutive_failed_trials", minimum=1
@@ -152,9 +152,20 @@ def tune(
     return TuningResult(tuner)
 
 
-def _objective_of(hypermodel: Any, arguments: dict[str, Any], isolate_trials: bool) -> str:
+def _objective_of(
+    objective: Any, hypermodel: Any, arguments: dict[str, Any], isolate_trials: bool
+) -> Any:
+    """Returns the objective, one that the model reports if none was given."""
+    if objective is not None and not isinstance(objective, str):
+        return objective
     model = hypermodel.build(keras_tuner.HyperParameters())
     plain = _isolated.loaded(arguments) if isolate_trials else arguments
+    if objective is not None:
+        # KerasTuner would ask for the direction of a name that is only misspelt.
+        wanted = keras_tuner.Objective(objective, "min")
+        _fit_arguments.check_data(plain, wanted)
+        _fit_arguments.check_objective(model, plain, wanted)
+        return objective
     _fit_arguments.check_data(plain, keras_tuner.Objective("val_loss", "min"))
     names = _fit_arguments.reported_names(model, plain) or []
     return "val_accuracy" if "val_accuracy" in names else "val_loss"

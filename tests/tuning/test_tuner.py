@@ -214,6 +214,10 @@ class KilledIfFirst(keras.callbacks.Callback):
     [
         ({"validation_data": None}, "there is no validation data"),
         ({"objective": "val_acc"}, "the model does not report it. Did you mean 'val_accuracy'"),
+        (
+            {"objective": keras_tuner.Objective("val_acc", "max")},
+            "the model does not report it. Did you mean 'val_accuracy'",
+        ),
         ({"oracle": "bayes"}, "Did you mean 'bayesian'"),
         ({"pruning": "medain"}, "Did you mean 'median'"),
         ({"max_trials": 0}, "`max_trials` must be at least 1"),
@@ -222,8 +226,6 @@ class KilledIfFirst(keras.callbacks.Callback):
     ],
 )
 def test_what_cannot_be_searched_is_an_error_before_the_first_trial(options, message, tmp_path):
-    if "objective" in options:
-        options = {"objective": keras_tuner.Objective("val_acc", "max")}
     with pytest.raises(ValueError, match=message):
         tune(tmp_path, **options)
     assert not list(tmp_path.rglob("trial_*"))
