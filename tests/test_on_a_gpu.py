@@ -79,6 +79,18 @@ def test_features_are_kept_in_host_memory_and_give_what_an_uncached_run_gives():
     assert cache.nbytes == features.nbytes
 
 
+def test_cached_features_reach_the_gpu_ahead_of_the_step():
+    strategy = tf.distribute.MirroredStrategy(["GPU:0"])
+    with strategy.scope():
+        model = build()
+    cached, _ = train(model, cache_features=True)
+    uncached, _ = train(build(), cache_features=False)
+    np.testing.assert_allclose(cached, uncached, rtol=1e-3)
+    data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(16).prefetch(1)
+    batch = next(iter(strategy.experimental_distribute_dataset(data)))
+    assert "GPU" in batch.device, "the strategy prefetches to the device"
+
+
 def test_a_gpu_and_the_cpu_agree():
     on_gpu, _ = train(build(), cache_features=False)
     with tf.device("CPU:0"):
