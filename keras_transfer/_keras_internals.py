@@ -374,6 +374,30 @@ def save_inner_state_twice(optimizer: keras.optimizers.LossScaleOptimizer) -> No
         vars(optimizer).pop(name, None)
 
 
+def check_finite_on_all_replicas(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Has a `LossScaleOptimizer` skip a step if gradients overflow on any replica.
+
+    Keras looks at the first replica's own gradients, as if they were summed already: an
+    overflow on another replica goes into the weights.
+    """
+    check: Any = type(optimizer).check_finite
+
+    def check_all(grads: Any) -> Any:
+        finite = check(optimizer, grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        overflows = tf.cast(tf.logical_not(finite), tf.float32)
+        return tf.equal(replica.all_reduce(tf.distribute.ReduceOp.SUM, overflows), 0.0)
+
+    object.__setattr__(optimizer, "check_finite", check_all)
+
+
+def check_finite_as_keras_does(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Undoes `check_finite_on_all_replicas`."""
+    vars(optimizer).pop("check_finite", None)
+
+
 def merge_replicas(function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function(strategy, *args)` once for all replicas, where they must meet to write."""
     return tf.__internal__.distribute.interim.maybe_merge_call(

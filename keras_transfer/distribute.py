@@ -60,6 +60,8 @@ def _on_replicas(model: keras.Model, step: Callable[[Any], Any]) -> Callable[[An
 
     def step_on_replica(data: Any) -> Any:
         _keras_internals.weigh_loss(model.optimizer, shares.weigh)
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            _keras_internals.check_finite_on_all_replicas(model.optimizer)
         with shares.of_step(examples_that_weigh(model, data)):
             results = step(data)
         if is_multi_worker:

@@ -611,6 +611,21 @@ def test_save_inner_state_twice_gives_the_stock_way_back():
     optimizer.load_own_variables(after)
 
 
+def test_check_finite_on_all_replicas_is_keras_s_check_on_one():
+    # On two replicas: tests/optimizers/test_replicas.py.
+    optimizer = loss_scaling(3)
+    _keras_internals.check_finite_on_all_replicas(optimizer)
+    assert bool(optimizer.check_finite([tf.constant([1.0]), None]))
+    assert not bool(optimizer.check_finite([tf.constant([1.0, np.inf])]))
+
+
+def test_check_finite_as_keras_does_undoes_the_other():
+    optimizer = loss_scaling(3)
+    _keras_internals.check_finite_on_all_replicas(optimizer)
+    _keras_internals.check_finite_as_keras_does(optimizer)
+    assert optimizer.check_finite.__func__ is KO.LossScaleOptimizer.check_finite
+
+
 def test_needs_merge_call_is_so_only_on_several_replicas():
     # On two replicas: tests/optimizers/test_replicas.py, whose cases fail if this is wrong.
     assert not _keras_internals.needs_merge_call()

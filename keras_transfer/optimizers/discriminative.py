@@ -272,6 +272,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
                 optimizer.inner_optimizer, no_decay_on, regularizer
             )
             _keras_internals.save_inner_state_once(optimizer)
+            _keras_internals.check_finite_on_all_replicas(optimizer)
             return optimizer
         result = cls(optimizer, no_decay_on, regularizer=regularizer)
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
@@ -324,6 +325,7 @@ class DiscriminativeOptimizer(GroupwiseOptimizer):
             inner = optimizer.inner_optimizer
             optimizer.inner_optimizer = DiscriminativeOptimizer.give_back(inner, variables)
             _keras_internals.save_inner_state_twice(optimizer)
+            _keras_internals.check_finite_as_keras_does(optimizer)
             return optimizer
         if isinstance(optimizer, DiscriminativeOptimizer):
             return optimizer.to_plain(variables if optimizer.built else None)

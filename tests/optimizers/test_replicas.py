@@ -15,13 +15,14 @@ CASES = (
     "take_over/adamw",
 )
 CONTROL = "adamw/stock_clipnorm"
+OVERFLOWS = ("overflow/ours", "overflow/stock")
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def results():
-    found = run_in_child("tests.optimizers.two_replicas", *CASES, CONTROL)
+    found = run_in_child("tests.optimizers.two_replicas", *CASES, CONTROL, *OVERFLOWS)
     return {result["case"]: result for result in found}
 
 
@@ -36,3 +37,12 @@ def test_two_replicas_equal_one(results, case):
 def test_control_stock_clipping_differs_on_replicas(results):
     # Each replica clips before the sum. When this fails, Keras clips after it.
     assert results[CONTROL]["distance"] > 1e-3
+
+
+def test_gradients_that_overflow_on_one_replica_alone_are_skipped_on_all(results):
+    ours, stock = (results[case] for case in OVERFLOWS)
+    assert ours["after"] == ours["before"]
+    assert ours["scale"] == 2.0**14
+    # The control: when this fails, Keras asks all replicas itself.
+    assert stock["after"] != stock["before"]
+    assert stock["scale"] == 2.0**15

@@ -137,6 +137,21 @@ def save_and_take_over(scope):
     return model, None
 
 
+def overflow(scope, wrap):
+    """A step whose gradients overflow on the second replica alone; returns weights and scale."""
+    with scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        optimizer = KO.LossScaleOptimizer(KO.SGD(0.1), initial_scale=2.0**15)
+        if wrap:
+            optimizer = discriminative(optimizer)
+        model.compile(optimizer, "mse")
+    before = model.get_weights()[0].tolist()
+    data = tf.data.Dataset.from_tensor_slices(([[1.0, 1.0]] * 4, [[1.0]] * 3 + [[1e36]]))
+    model.fit(data.batch(4, drop_remainder=True), verbose=0)
+    after = model.get_weights()[0].tolist()
+    return {"before": before, "after": after, "scale": float(optimizer.dynamic_scale.numpy())}
+
+
 def main(cases):
     devices = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
@@ -146,6 +161,10 @@ def main(cases):
     start = toys.make_model().get_weights()
     for case in cases:
         name, options = case.split("/")
+        if name == "overflow":
+            found = overflow(strategy.scope, wrap=options == "ours")
+            print(json.dumps({"case": case, **found}), flush=True)
+            continue
         if name == "by_hand":
             one, counts = train_by_hand(on_one_device, None)
             two, counts_of_two = train_by_hand(strategy.scope, strategy)
