@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_transfer import _keras_internals
 from keras_transfer.features._entry import EntryPoint
 from keras_transfer.features._folding import fold_variables
+from keras_transfer.features._on_replicas import can_share, shared
 from keras_transfer.layers._head_split import split_head
 
 # Operations that keep state and yet give the same result each time, as long as no variable is
@@ -77,9 +78,16 @@ class Prefix:
         return {k: tf.TensorSpec(t.shape, t.dtype) for k, t in outputs.items()}
 
     def function(self, inputs: Any) -> Callable[[Any], dict[str, Any]]:
-        """Returns the traced prefix for inputs of a `tf.TensorSpec` structure."""
+        """Returns the traced prefix for inputs of a `tf.TensorSpec` structure.
+
+        All replicas of a machine run it, each on its share of a batch; folded constants are on
+        one device.
+        """
         concrete = self.concrete(inputs)
         if not self.fold_constants:
+            strategy = self.model.distribute_strategy
+            if can_share(strategy):
+                return shared(self._run, concrete, strategy)
             return concrete  # type: ignore[no-any-return]
         if id(concrete) not in self._folded:
             self._folded[id(concrete)] = fold_variables(concrete)

@@ -11,6 +11,7 @@ def test_two_cached_replicas_are_one_that_is_not_cached():
     (result,) = run_in_child("tests.replicas.feature_cache")
     assert result["replicas"] == 2
     assert result["passes"] == ["training", "validation"]
+    assert result["ran_on"] == [0, 1], "the pass uses all replicas"
     assert result["decision"].startswith("Feature cache on for stage 'probe' (")
     for one, two in (result["losses"], result["val_losses"]):
         np.testing.assert_allclose(two, one, rtol=1e-5)

@@ -9,8 +9,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.features import FeatureCache
+from keras_transfer import _staged_fit
+from keras_transfer.features import FeatureCache, _decision
+from keras_transfer.features._prefix import Prefix
 from tests.features.toys import PLAN, dense_model, fit, inputs
+
+RAN_ON = set()  # the replicas that the prefix was traced for
+
+
+class Watched(Prefix):
+    def _run(self, inputs):
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            RAN_ON.add(int(tf.get_static_value(replica.replica_id_in_sync_group)))
+        return super()._run(inputs)
 
 
 def train(scope, cache_features):
@@ -39,12 +51,14 @@ def main():
         devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    _decision.Prefix = _staged_fit.Prefix = Watched
     one = train(lambda: tf.device("CPU:0"), False)
     two = train(strategy.scope, "auto")
     perturbed = train(lambda: tf.device("CPU:0"), FeatureCache(dtype="bfloat16"))
     result = {
         "replicas": two.model.distribute_strategy.num_replicas_in_sync,
         "passes": two.passes,
+        "ran_on": sorted(RAN_ON),
         "decision": two.decision,
         "distance": distance(one, two),
         "perturbed": distance(one, perturbed),
