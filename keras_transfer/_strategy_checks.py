@@ -121,12 +121,23 @@ def batch_norms_that_move(
     backbone: Any = getattr(model, "backbone", None)
     still = backbone.batch_norms if getattr(backbone, "batch_norm", "train") != "train" else []
     exempt = {id(layer) for layer in still}
+    # Without scale and offset it has no variables that train, and moves with its layer group.
+    group_of: dict[int, Any] = {
+        id(layer): group.variables
+        for group in getattr(model, "layer_groups", ())
+        for layer in group.all_layers
+    }
+
+    def moves(layer: keras.layers.BatchNormalization) -> bool:
+        own = _keras_internals.own_trainable_variables(layer)
+        return any(id(v) in training for v in own or group_of.get(id(layer), ()))
+
     return [
         layer
         for layer in _keras_internals.flatten_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and id(layer) not in exempt
-        and any(id(v) in training for v in _keras_internals.own_trainable_variables(layer))
+        and moves(layer)
     ]
 
 

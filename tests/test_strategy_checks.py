@@ -1,8 +1,10 @@
 """Mistakes under a strategy are errors at the start, and say what to do."""
 
+import keras
 import pytest
 import tensorflow as tf
 
+import keras_transfer as ktf
 from keras_transfer import _strategy_checks
 from tests.replicas import run_in_child
 
@@ -65,6 +67,17 @@ def test_what_gives_other_numbers_than_expected_warns_once(results, case, kind):
     for part in WARNS[case]:
         assert part in warning
     assert (result["error"], result["moved"]) == ("", True)
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "freeze"])
+def test_a_batch_norm_without_scale_and_offset_moves_with_its_group(batch_norm):
+    norm = keras.layers.BatchNormalization(center=False, scale=False)
+    body = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="stem"), norm])
+    backbone = ktf.layers.PretrainedBackbone(body, batch_norm=batch_norm, groups="blocks")
+    model = ktf.TransferModel(backbone, keras.layers.Dense(1))
+    moves = _strategy_checks.batch_norms_that_move
+    assert moves(model, model.weights) == ([norm] if batch_norm == "train" else [])
+    assert moves(model, model.head.weights) == []
 
 
 def bare(strategy_class):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_transfer._replica_shares import loss_reduction
+from keras_transfer._replica_shares import ReplicaShares, examples_that_weigh, loss_reduction
 from keras_transfer.features._batch_sizes import even_batches, last_batch_size
 from tests.replicas import run_in_child
 
@@ -78,6 +78,37 @@ def test_how_losses_are_reduced_is_read_off_what_compile_was_given(loss, reducti
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.loss = loss
     assert loss_reduction(model) == reduction
+
+
+def traced(call, *arguments):
+    """What a step sees of batches whose sizes are known while it is traced."""
+    return tf.function(call, autograph=False)(*map(tf.constant, arguments))
+
+
+def test_shares_of_one_size_weigh_by_their_sample_weights_where_losses_are_divided_by_these():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    x, weights = np.ones((3, 2), "float32"), np.array([0.5, 1.0, 2.0], "float32")
+    model.loss = "mse"
+    assert traced(lambda x, w: examples_that_weigh(model, (x, x, w)), x, weights) is None
+    model.loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    assert float(traced(lambda x, w: examples_that_weigh(model, (x, x, w)), x, weights)) == 3.5
+
+
+def test_weights_of_each_output_are_refused_where_losses_are_divided_by_these():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    by_weight = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    shares, x = ReplicaShares(), tf.ones((3, 2))
+
+    def weigh(sample_weight):
+        with shares.of_step(examples_that_weigh(model, (x, None, sample_weight))):
+            return float(shares.weigh(tf.constant(2.0)))
+
+    model.loss = [by_weight]
+    assert weigh([tf.ones(3)]) == 2.0
+    model.loss = {"a": by_weight, "b": by_weight}
+    assert weigh(tf.ones(3)) == 2.0
+    with pytest.raises(ValueError, match="'sum_over_batch_size', or pass one array of weights"):
+        weigh({"a": tf.ones(3), "b": None})
 
 
 def test_batches_are_cut_and_the_empty_ones_left_out():
