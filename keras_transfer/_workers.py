@@ -93,6 +93,7 @@ _WRITERS = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
 )
 
 
@@ -116,6 +117,6 @@ def check_writers(strategy: tf.distribute.Strategy, callbacks: Any) -> None:
             f"Only the chief may write, and {names} writes from every worker: they would abort "
             "each other or write over each other's files. To go on after a crash, use "
             "`keras_transfer.callbacks.ResumableTraining` in all workers, which writes from the "
-            "chief alone. To keep models or logs, add `ModelCheckpoint` or `CSVLogger` where "
-            "`strategy.cluster_resolver.task_id == 0`."
+            "chief alone. To keep models or logs, add the others where "
+            "`keras_transfer.distribute.is_chief(strategy)`."
         )

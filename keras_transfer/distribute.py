@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_transfer import _keras_internals
+from keras_transfer import _keras_internals, _workers
 from keras_transfer._replica_shares import ReplicaShares, examples_that_weigh
 
 
@@ -21,7 +21,8 @@ def prepare(model: keras.Model, sample_batch: Any = None) -> None:
     does not divide evenly by the number of replicas. On one replica it does nothing.
 
     Metrics are made in the strategy's scope before the first step, and what a step returns can be
-    reduced over workers. All examples of a batch weigh alike, however they are divided.
+    reduced over workers. All examples of a batch weigh alike, however they are divided; a
+    `train_step` of your own has to call `optimizer.scale_loss(loss)` for that, as Keras's does.
 
     Args:
         model: A compiled model, built in the scope of its strategy.
@@ -53,6 +54,29 @@ def prepare(model: keras.Model, sample_batch: Any = None) -> None:
         _keras_internals.build_metrics(model, sample_batch)
 
 
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes, where several workers train together.
+
+    Add callbacks that write files (`ModelCheckpoint`, `CSVLogger`, `TensorBoard`) where this is
+    so, and nowhere else. `ResumableTraining` belongs into every worker: it asks by itself.
+
+    Args:
+        strategy: The strategy of the training.
+
+    Returns:
+        `True` in the chief, which is the first worker where the cluster names no other, and
+        under every strategy of a single process.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from keras_transfer import distribute
+    >>> distribute.is_chief(tf.distribute.get_strategy())
+    True
+    """
+    return _workers.is_chief(strategy)
+
+
 def _on_replicas(model: keras.Model, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Returns a train or test step as several replicas, or workers, need it."""
     shares = ReplicaShares()
@@ -62,11 +86,15 @@ def _on_replicas(model: keras.Model, step: Callable[[Any], Any]) -> Callable[[An
         _keras_internals.weigh_loss(model.optimizer, shares.weigh)
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
             _keras_internals.check_finite_on_all_replicas(model.optimizer)
-        with shares.of_step(examples_that_weigh(model, data)):
+        # What is evaluated is counted by the metrics, example by example.
+        weighing = examples_that_weigh(model, data) if step == model.train_step else None
+        with shares.of_step(weighing):
             results = step(data)
         if is_multi_worker:
             # Keras takes the mean over workers along the first axis, so there has to be one.
-            results = keras.tree.map_structure(lambda result: result[tf.newaxis], results)
+            results = keras.tree.map_structure(
+                lambda result: tf.convert_to_tensor(result)[tf.newaxis], results
+            )
         return results
 
     plain: Any = tf.autograph.experimental.do_not_convert

@@ -112,9 +112,9 @@ def test_weights_of_each_output_are_refused_where_losses_are_divided_by_these():
 
 
 def test_batches_are_cut_and_the_empty_ones_left_out():
-    data = tf.data.Dataset.range(10).batch(3).map(lambda x: (x, -x))
+    data = tf.data.Dataset.range(10).batch(3).map(lambda x: (x, None, -x))
     cut = even_batches(data, 2)
-    assert [x.tolist() for x, _ in cut.as_numpy_iterator()] == [[0, 1], [3, 4], [6, 7]]
+    assert [x.tolist() for x, _, _ in cut.as_numpy_iterator()] == [[0, 1], [3, 4], [6, 7]]
     assert int(cut.cardinality()) == 3
 
 

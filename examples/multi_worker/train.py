@@ -61,7 +61,7 @@ def train(options: argparse.Namespace, strategy: tf.distribute.Strategy) -> dict
         model.compile("adamw", "sparse_categorical_crossentropy", metrics=["accuracy"])
     plan = ktf.recipes.lp_ft(options.epochs, options.epochs, probe_lr=1e-2, fine_tune_lr=1e-3)
     x, y = of_kinds(training, SOURCE_KINDS, 10)
-    is_chief = strategy.cluster_resolver is None or strategy.cluster_resolver.task_id == 0
+    is_chief = ktf.distribute.is_chief(strategy)
     callbacks = [
         ktf.callbacks.GradualUnfreezing(plan, verbose=int(is_chief)),
         # The chief writes, all read: a directory that all workers share.

@@ -53,7 +53,7 @@ def even_batches(dataset: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
     def cut(*batch: Any) -> Any:
         rows = _rows(batch)
         kept = rows - rows % replicas
-        batch = keras.tree.map_structure(lambda tensor: tensor[:kept], batch)
+        batch = keras.tree.map_structure(lambda t: None if t is None else t[:kept], batch)
         return batch if len(batch) > 1 else batch[0]
 
     cut_down = dataset.map(plain(cut), num_parallel_calls=tf.data.AUTOTUNE)
