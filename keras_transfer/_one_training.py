@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 
-from keras_transfer import _workers
+from keras_transfer import _keras_internals, _workers
 from keras_transfer.features._order import EpochOrder
 
 
@@ -92,7 +92,7 @@ class OneTraining(keras.callbacks.CallbackList):
         self.next_epoch = 0
         self.is_stopped = False
         self.resumed_at: tuple[int, int] | None = None
-        self._is_multi_worker = _workers.number_and_count(model.distribute_strategy)[1] > 1
+        self._is_multi_worker = _keras_internals.is_multi_worker(model.distribute_strategy)
         self._stops_at_end = False
 
     def begin(self) -> None:

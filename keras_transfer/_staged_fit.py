@@ -151,9 +151,10 @@ class StagedFit:
             steps=arguments.validation_steps,
             insist=self.insists,
         )
-        for data in (self.train, self.validation):
-            if _workers.number_and_count(model.distribute_strategy)[1] > 1 and data is not None:
-                _keep_arrays_only(data)
+        if _keras_internals.is_multi_worker(model.distribute_strategy):
+            for data in (self.train, self.validation):
+                if data is not None:
+                    _keep_arrays_only(data)
         is_shuffled = isinstance(self.train.source, Source) and self.train.source.is_shuffled
         # Drawn in any case: a cached and an uncached run leave the generator alike.
         seed = int(_workers.of_chief(model.distribute_strategy, random.randrange(2**31)))
@@ -466,7 +467,7 @@ class StagedFit:
         assert isinstance(data.source, Source)
         strategy = self.model.distribute_strategy
         verbose = self.arguments.verbose
-        if _workers.number_and_count(strategy)[1] == 1:
+        if not _keras_internals.is_multi_worker(strategy):
             return self.cache.fill(prefix, data.source, role=role, verbose=verbose)
         assert data.source.n_examples is not None
         points, problem = prefix.points, None
@@ -510,17 +511,20 @@ class StagedFit:
         sizes = self._batch_sizes()
         if statistics:
             why = "BatchNormalization trains on the statistics of each replica's share"
+            instead = "make BatchNormalization with synchronized=True"
         elif loss_reduction(model) is None:
             why = "the losses are reduced in several ways"
+            instead = "give all losses one `reduction`"
         elif model.run_eagerly and sizes[1] is not None and sizes[1] < replicas:
             why = "with run_eagerly=True no replica can step without examples"
+            instead = "leave `run_eagerly` at False"
         else:
             return False
         if self.train.arrays is None and not isinstance(self.train.x, tf.data.Dataset):
             raise ValueError(
                 f"On {replicas} replicas batches have to be shared evenly, because {why}, which "
                 f"{type(self.train.x).__name__} does not promise. Pass a `tf.data.Dataset` batched "
-                "with drop_remainder=True, or make BatchNormalization with synchronized=True."
+                f"with drop_remainder=True, or {instead}."
             )
         if all(size is not None and size % replicas == 0 for size in sizes):
             return False
