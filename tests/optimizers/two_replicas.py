@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_transfer.optimizers import DiscriminativeOptimizer, discriminative, find_discriminative
 from tests.optimizers import toys
+from tests.replicas import two_cpu_devices
 
 KO = keras.optimizers
 EXAMPLES, BATCH = 64, 16
@@ -153,11 +154,7 @@ def overflow(scope, wrap):
 
 
 def main(cases):
-    devices = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(
-        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     start = toys.make_model().get_weights()
     for case in cases:
         name, options = case.split("/")

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_transfer as ktf
 from benchmarks.distribution import CountingReductions
+from tests.replicas import two_cpu_devices
 
 PLAN = ktf.UnfreezingPlan(
     [
@@ -44,11 +45,8 @@ class Report(keras.callbacks.Callback):
 
 
 def main():
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
     counting = CountingReductions()
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=counting)
+    strategy = two_cpu_devices(cross_device_ops=counting)
     with strategy.scope():
         layers = [keras.layers.Dense(n, name=name) for name, n in (("stem", 5), ("middle", 4))]
         backbone = keras.Sequential([keras.Input((6,)), *layers])

@@ -13,6 +13,7 @@ from keras_transfer import _staged_fit
 from keras_transfer.features import FeatureCache, _decision
 from keras_transfer.features._prefix import Prefix
 from tests.features.toys import PLAN, dense_model, fit, inputs
+from tests.replicas import two_cpu_devices
 
 RAN_ON = set()  # the replicas that the prefix was traced for
 
@@ -46,11 +47,7 @@ def distance(one, two):
 
 
 def main():
-    devices = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(
-        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     _decision.Prefix = _staged_fit.Prefix = Watched
     one = train(lambda: tf.device("CPU:0"), False)
     two = train(strategy.scope, "auto")

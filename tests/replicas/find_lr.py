@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import keras_transfer as ktf
 from keras_transfer.lr_finder import find_lr
+from tests.replicas import two_cpu_devices
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(128, 6)).astype("float32")
@@ -61,10 +62,7 @@ def state(model):
 
 
 def main():
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     found = {"replicas": strategy.num_replicas_in_sync}
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)
     for name, scope in (("one", contextlib.nullcontext()), ("two", strategy.scope())):

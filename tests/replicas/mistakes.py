@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_transfer as ktf
+from tests.replicas import two_cpu_devices
 
 PLAN = ktf.UnfreezingPlan(
     [ktf.Stage("probe", depth=1, epochs=1), ktf.Stage("all", depth="all", epochs=1)]
@@ -135,11 +136,7 @@ def run(case, kind, strategy):
 
 
 def main():
-    devices = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(
-        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     for case in CASES:
         for kind in ("stock", "transfer"):
             print(json.dumps(run(case, kind, strategy)), flush=True)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import keras_transfer as ktf
 from keras_transfer.optimizers import discriminative, find_discriminative
+from tests.replicas import two_cpu_devices
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 6)).astype("float32")
@@ -48,10 +49,7 @@ def distance(first, second):
 
 
 def main():
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     one, _ = train(contextlib.nullcontext(), 100.0)
     two, before = train(strategy.scope(), 100.0)
     free, _ = train(contextlib.nullcontext(), 0.0)

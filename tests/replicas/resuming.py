@@ -10,12 +10,10 @@ import tensorflow as tf
 
 import keras_transfer as ktf
 from keras_transfer import _training_state
+from tests.replicas import two_cpu_devices
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
 tf.config.experimental.enable_op_determinism()
-STRATEGY = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+STRATEGY = two_cpu_devices()
 PLAN = ktf.UnfreezingPlan(
     [
         ktf.Stage("probe", depth=1, epochs=2, monitor="loss", patience=1),

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_transfer as ktf
+from tests.replicas import two_cpu_devices
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(32, 6)).astype("float32")
@@ -34,10 +35,7 @@ def train(scope):
 
 
 def main():
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     _, one = train(contextlib.nullcontext())
     model, two = train(strategy.scope())
     found = {

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_transfer as ktf
+from tests.replicas import two_cpu_devices
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(22, 6)).astype("float32")
@@ -178,11 +179,7 @@ def stock(strategy):
 
 
 def main():
-    devices = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(
-        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     for case in CASES:
         print(json.dumps(compare(case, strategy)), flush=True)
     print(json.dumps(local_statistics(strategy)), flush=True)

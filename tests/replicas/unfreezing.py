@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_transfer as ktf
+from tests.replicas import two_cpu_devices
 
 PLAN = ktf.UnfreezingPlan(
     [
@@ -105,11 +106,7 @@ def train(case, scope):
 
 
 def main(cases):
-    devices = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(
-        devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_cpu_devices()
     for case in cases:
         one, history, moved = train(case, lambda: tf.device("CPU:0"))
         two, history_of_two, moved_of_two = train(case, strategy.scope)
