@@ -80,10 +80,10 @@ class ImageFolders:
         files = self._sliced(split)
         paths, labels = [path for path, _ in files], [label for _, label in files]
         for path in paths:
-            _check_begins_as_image(path)
+            _check_image(path)
 
         def decode(path: Any, label: Any) -> Any:
-            image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+            image = _decode(path)
             image.set_shape([None, None, 3])
             return image, label
 
@@ -115,16 +115,53 @@ def unknown_split(name: str, known: Any) -> ValueError:
     )
 
 
-def _check_begins_as_image(path: str) -> None:
-    """Raises where a file is empty or something else: decoding it later would not say which."""
+def _decode(path: Any) -> Any:
+    return tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+
+
+def _check_image(path: str) -> None:
+    """Raises where a file is empty, something else or cut off: the pipeline would not say which.
+
+    Files that end as their format does are not decoded here, which takes as long as an epoch.
+    """
     with open(path, "rb") as file:
-        beginning = file.read(8)
+        beginning = file.read(25)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 12))
+        end = file.read()
     if not beginning.startswith(_BEGINNINGS):
         raise ValueError(
             f"A file is no image that can be read. Received: {path!r}, which "
-            + (f"begins with {beginning!r}." if beginning else "is empty.")
+            + (f"begins with {beginning[:8]!r}." if beginning else "is empty.")
             + " Copy or download it anew, or take it out of the folder."
         )
+    if _looks_whole(beginning, end, size):
+        return
+    try:
+        _decode(path)
+    except tf.errors.InvalidArgumentError as error:
+        reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message)
+        raise ValueError(
+            f"An image cannot be decoded ({' '.join(reason.split())}). Received: {path!r} of "
+            f"{size} bytes. It may have been cut off: copy or download it anew, or take it out of "
+            "the folder. A transparent WebP is not read: save it as PNG."
+        ) from error
+
+
+def _looks_whole(beginning: bytes, end: bytes, size: int) -> bool:
+    if beginning.startswith(b"\xff\xd8"):
+        return end.endswith(b"\xff\xd9")
+    if beginning.startswith(b"\x89PNG"):
+        return end[4:8] == b"IEND"
+    if beginning.startswith(b"GIF8"):
+        return end.endswith(b";")
+    if beginning.startswith(b"BM"):
+        return int.from_bytes(beginning[2:6], "little") <= size
+    # Which byte says that a WebP is transparent, by its first chunk.
+    at = {b"VP8X": 20, b"VP8L": 24}.get(beginning[12:16])
+    is_transparent = at is not None and bool(int.from_bytes(beginning[at : at + 1]) & 0x10)
+    whole = int.from_bytes(beginning[4:8], "little") + 8 <= size
+    return beginning[8:12] == b"WEBP" and whole and not is_transparent
 
 
 def _bound(text: str | None, count: int) -> int | None:

@@ -1,3 +1,4 @@
+import base64
 import os
 import subprocess
 import sys
@@ -263,13 +264,44 @@ def test_a_class_missing_from_a_split_is_named(tmp_path):
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
     root = builders.image_folder(tmp_path, size=(6, 5))
-    (root / "cat" / "photo.webp").write_bytes(b"RIFF1234WEBPVP8 ")
-    assert load(root, image_size=4)[1].examples == {"train": 11}
     for name, content in (("cut.png", b""), ("page.jpg", b"<html>Not found</html>")):
         (root / "dog" / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"is no image.*dog/{name}.*Copy or download it anew"):
             load(root, image_size=4)
         (root / "dog" / name).unlink()
+
+
+# Of one pixel: opaque, and transparent.
+WEBP = base64.b64decode("UklGRiIAAABXRUJQVlA4IBYAAAAwAQCdASoBAAEADsD+JaQAA3AAAAAA")
+CLEAR_WEBP = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA==")
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("a.jpg", lambda pixels: tf.io.encode_jpeg(pixels).numpy()),
+        ("a.png", lambda pixels: tf.io.encode_png(pixels).numpy()),
+        ("a.webp", lambda _: WEBP),
+    ],
+)
+def test_an_image_that_was_cut_off_is_named(tmp_path, name, encode):
+    rng = np.random.default_rng(0)
+    whole = encode(rng.integers(0, 255, (20, 20, 3), "uint8"))
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(whole)
+    (tmp_path / "dog" / name).write_bytes(whole + b"\0more")  # as some cameras write them
+    assert len(read(load(tmp_path, image_size=4)[0])[1]) == 2
+    (tmp_path / "dog" / name).write_bytes(whole[: len(whole) * 2 // 3])
+    message = rf"An image cannot be decoded.*dog/{name}' of \d+ bytes. It may have been cut off: "
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, image_size=4)
+    if name == "a.webp":
+        (tmp_path / "dog" / name).write_bytes(CLEAR_WEBP)
+        with pytest.raises(
+            ValueError, match=r"\(Number of channels.*dog/a.webp.*transparent.* PNG"
+        ):
+            load(tmp_path, image_size=4)
 
 
 def test_folders_without_images_or_with_both_layouts_are_refused(tmp_path):
