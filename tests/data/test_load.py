@@ -298,9 +298,7 @@ def test_an_image_that_was_cut_off_is_named(tmp_path, name, encode):
         load(tmp_path, image_size=4)
     if name == "a.webp":
         (tmp_path / "dog" / name).write_bytes(CLEAR_WEBP)
-        with pytest.raises(
-            ValueError, match=r"\(Number of channels.*dog/a.webp.*transparent.* PNG"
-        ):
+        with pytest.raises(ValueError, match=r"Number of channels.*dog/a.webp.*transparent"):
             load(tmp_path, image_size=4)
 
 
