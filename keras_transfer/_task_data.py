@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -29,6 +29,8 @@ def as_part(data: Any, name: str) -> Part:
         ValueError: If it is empty, endless, of two lengths, or holds NaN.
     """
     if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None:
+            raise ValueError(f"{name} never ends: its `num_batches` is None. Return a number.")
         return (data,)
     if isinstance(data, tf.data.Dataset):
         _check_dataset(data, name)
@@ -91,8 +93,6 @@ def _as_class_ids(labels: np.ndarray) -> np.ndarray | None:
 def read_through(part: Part, name: str, check: Callable[[Any], None]) -> np.ndarray | None:
     """Reads a part once, before training would read it many times; returns its class ids.
 
-    A `PyDataset` is not read: it may have to be made, and may not be the same again.
-
     Args:
         part: A part of the data.
         name: What it is called in messages.
@@ -107,25 +107,32 @@ def read_through(part: Part, name: str, check: Callable[[Any], None]) -> np.ndar
     if len(part) > 1:
         check(part[1])
         return labels_of(part)
-    if not isinstance(part[0], tf.data.Dataset):
-        check(_second(first_batch(part[0])))
-        return None
     found: list[np.ndarray | None] = []
-    for number, batch in enumerate(part[0]):
-        for leaf in tf.nest.flatten(batch[:2]):
-            if isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating:
-                _check_finite(leaf.numpy(), name, f" of batch {number}")
+    for number, batch in enumerate(batches(part[0])):
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            raise ValueError(
+                f"{name} must be a data set of (inputs, labels). Received: batch {number} is a "
+                f"{type(batch).__name__}"
+            )
+        for leaf in keras.tree.flatten(batch[:2]):
+            if isinstance(leaf, tf.Tensor | np.ndarray):
+                _check_finite(np.asarray(leaf), name, f" of batch {number}")
         labels = batch[1]
         check(labels)
-        found.append(_as_class_ids(labels.numpy()) if isinstance(labels, tf.Tensor) else None)
+        is_array = isinstance(labels, tf.Tensor | np.ndarray)
+        found.append(_as_class_ids(np.asarray(labels)) if is_array else None)
     if not found:
         raise ValueError(f"{name} is empty: the data set has no batch.")
     ids = [labels for labels in found if labels is not None]
     return np.concatenate(ids) if len(ids) == len(found) else None
 
 
-def _second(batch: Any) -> Any:
-    return batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
+def batches(data: Any) -> Iterator[Any]:
+    """Reads a data set once: a `tf.data.Dataset`, or a `PyDataset` by its numbers."""
+    if isinstance(data, tf.data.Dataset):
+        yield from data
+    else:
+        yield from (data[number] for number in range(data.num_batches))
 
 
 def check_classes(in_train: np.ndarray | None, in_test: np.ndarray | None) -> None:

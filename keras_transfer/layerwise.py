@@ -11,10 +11,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_transfer import _checks, _json_file, _keras_internals
 from keras_transfer._checkpoint_files import CheckpointFiles
+from keras_transfer._data_content import content_fingerprint
 from keras_transfer._label_checks import label_check, takes_class_ids
 from keras_transfer._task_data import Part, as_part, check_classes, read_through, reading
 from keras_transfer._test_scores import checked_seeds, find_metric, find_mode, score_on
@@ -88,7 +88,8 @@ def layerwise_transferability(
         metric: Metric to test by; `None` for the first of `compile(metrics=...)`, or the loss.
         mode: `"max"`, `"min"`, or `"auto"` as Keras knows it.
         directory: Where to keep what is done, to go on from after an interruption, or with
-            more seeds. `None` keeps nothing.
+            more seeds. `None` keeps nothing. A data set is then read once or twice more, to
+            know it again.
         cache_features: As in `TransferModel.fit`, for the frozen cells. A
             `keras_transfer.features.FeatureCache` is shared by all seeds, which without
             `source_data` freeze the same weights.
@@ -185,10 +186,11 @@ def layerwise_transferability(
         "metric": metric,
         "groups": [[list(w.shape) for w in _weights_of(group)] for group in groups],
         "source weights": _digest(networks.source_weights),
-        "training data": _fingerprint(train),
-        "test data": _fingerprint(test),
-        "source data": None if source is None else _fingerprint(source),
     }
+    if directory is not None:
+        settings["training data"] = content_fingerprint(train)
+        settings["test data"] = content_fingerprint(test)
+        settings["source data"] = None if source is None else content_fingerprint(source)
     kept = _Kept(directory, settings)
     cells: list[Cell] = []
     for seed in seed_list:
@@ -452,12 +454,3 @@ def _compile_config(model: TransferModel) -> dict[str, Any]:
 
 def _digest(weights: dict[str, np.ndarray]) -> str:
     return data_fingerprint(weights)
-
-
-def _fingerprint(part: Part) -> str:
-    if len(part) > 1:
-        return data_fingerprint(part)
-    data = part[0]
-    if isinstance(data, tf.data.Dataset):
-        return f"{int(data.cardinality())} batches of {data.element_spec}"
-    return f"{data.num_batches} batches of a {type(data).__name__}"

@@ -383,6 +383,26 @@ def test_data_sets_that_do_not_fit_are_refused():
     refuse(r"must be a data set of \(inputs, labels\)", data=(dataset.map(lambda x, y: x), dataset))
 
 
+class Batches(keras.utils.PyDataset):
+    """Arrays as a `PyDataset`, in batches of 8."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return -(-len(self.x) // 8)
+
+    def __getitem__(self, index):
+        part = slice(8 * index, 8 * index + 8)
+        return self.x[part], self.y[part]
+
+
+def as_tf_data(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+
+@pytest.mark.parametrize("as_data_set", [as_tf_data, Batches])
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
@@ -394,9 +414,9 @@ def test_data_sets_that_do_not_fit_are_refused():
         ((X[:0], Y[:0]), GOOD[1], "training data is empty"),
     ],
 )
-def test_data_sets_are_read_once_before_any_training(train, test, message):
+def test_data_sets_are_read_once_before_any_training(as_data_set, train, test, message):
     def data(seed):
-        return tuple(tf.data.Dataset.from_tensor_slices(part).batch(8) for part in (train, test))
+        return tuple(as_data_set(*part) for part in (train, test))
 
     class Untrained(ktf.TransferModel):
         def fit(self, *args, **options):

@@ -9,7 +9,7 @@ import keras_transfer as ktf
 from keras_transfer import plotting
 from keras_transfer._json_file import read_json, write_json
 from keras_transfer.layerwise_scores import LayerwiseScores
-from tests.test_compare import WIDTH, layers, linear, xor
+from tests.test_compare import WIDTH, Batches, layers, linear, xor
 
 TRAIN, TEST = xor(48, 2), xor(200, 3)
 
@@ -48,7 +48,7 @@ class Watched(ktf.TransferModel):
             "top": weights[2],
             "depth": stage.depth,
             "epochs": stage.epochs,
-            "labels": options["y"],
+            "labels": options.get("y"),
             "batch_norm": self.backbone.batch_norm,
         }
         STARTS.append(start)
@@ -216,6 +216,43 @@ def test_it_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, capsys):
     results.write_bytes(results.read_bytes().replace(b'"AnB"', b'"BnB"', 1))
     with pytest.raises(ValueError, match=r"results\.json is damaged: its checksum does not agree"):
         run(model, directory=tmp_path / "run", **options)
+
+
+class Noisy(Batches):
+    """Other inputs each time, and the same labels."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + np.random.normal(size=x.shape), y
+
+
+def shuffled(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(48).batch(8)
+
+
+@pytest.mark.parametrize("as_data_set", [shuffled, Batches, Noisy])
+def test_another_data_set_of_the_same_shape_is_another_experiment(tmp_path, as_data_set):
+    keras.utils.set_random_seed(5)
+    model = model_with(layers().get_weights(), Watched)
+    x, y = TRAIN
+
+    def again(x, y, test=TEST):
+        STARTS.clear()
+        data = as_data_set(x, y), as_data_set(*test)
+        run(model, data, treatments=["AnB"], depths=[1], directory=tmp_path)
+        return len(STARTS)
+
+    assert again(x, y) == 2
+    assert again(x, y) == 0  # whatever the order, and what is random
+    with pytest.raises(ValueError, match="it differs in training data"):
+        again(x, np.where(np.arange(48) == 47, 1 - y, y))
+    if as_data_set is not Noisy:
+        with pytest.raises(ValueError, match="it differs in training data"):
+            again(np.where(np.arange(48)[:, None] == 47, 3, x), y)
+        with pytest.raises(ValueError, match="it differs in training data"):
+            again(x[::-1], y)
+        with pytest.raises(ValueError, match="it differs in test data"):
+            again(x, y, (TEST[0] + 1, TEST[1]))
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\n\xff", b"null\n1", b'{"sha256": 3}\n[]'])

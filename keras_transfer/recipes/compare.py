@@ -61,9 +61,9 @@ def compare(
             each call: load the backbone inside.
         data: `(train, test)` or `(train, validation, test)`, each a tuple of arrays
             `(inputs, labels)`, a batched `tf.data.Dataset` or a `PyDataset`; or a function
-            of the seed that returns these (a few-shot draw, say). Arrays and
-            `tf.data.Dataset`s are looked through once for what would spoil hours of
-            training: values that are not finite, labels out of range, missing classes.
+            of the seed that returns these (a few-shot draw, say). All are looked through
+            once for what would spoil hours of training: values that are not finite, labels
+            out of range, missing classes.
         strategies: Names out of `"scratch"`, `"linear_probe"`, `"lp_ft"`,
             `"gradual_unfreezing"` and `"full_fine_tuning"`, with the recipes' rates (from
             scratch 1e-3); or the plan of each strategy by any name. `"scratch"` has to be
