@@ -73,7 +73,7 @@ def check_data(arguments: Mapping[str, Any], objective: Any) -> None:
     has_validation = arguments.get("validation_data") is not None
     if has_validation or arguments.get("validation_split"):
         return
-    for name in _names_of(objective):
+    for name in names_of(objective):
         if name.startswith("val_"):
             raise ValueError(
                 f"The objective is {name!r}, and there is no validation data. Pass "
@@ -92,7 +92,7 @@ def check_objective(model: Any, arguments: Mapping[str, Any], objective: Any) ->
     names = reported_names(model, arguments)
     if names is None or own:
         return  # a callback of the user's may report it
-    for name in _names_of(objective):
+    for name in names_of(objective):
         if name not in names:
             raise ValueError(
                 f"The objective is {name!r}, and the model does not report it."
@@ -125,7 +125,8 @@ def _first_batch(arguments: Mapping[str, Any]) -> Any:
     return None
 
 
-def _names_of(objective: Any) -> list[str]:
+def names_of(objective: Any) -> list[str]:
+    """Returns the names of the metrics that an objective is made of."""
     several = getattr(objective, "name_to_direction", None)
     names = list(several) if several is not None else [objective.name]
     return [name for name in names if name != "default_objective"]

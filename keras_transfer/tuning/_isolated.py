@@ -9,18 +9,21 @@ from __future__ import annotations
 import multiprocessing
 import pathlib
 import signal
+import sys
 import traceback
 from collections.abc import Mapping
+from multiprocessing import reduction
 from typing import Any
 
 import keras
 import keras_tuner
 
+from keras_transfer import _fit_checks
 from keras_transfer.features import FeatureCache
 from keras_transfer.features._sources import as_arrays
 from keras_transfer.tuning._failures import reason_of
 from keras_transfer.tuning._report_epochs import Report
-from keras_transfer.tuning._run_trial import saver_of
+from keras_transfer.tuning._run_trial import check_size, saver_of
 from keras_transfer.tuning._run_trial import train as train_here
 from keras_transfer.tuning._trial import Trial
 
@@ -29,6 +32,23 @@ DATA = ("x", "y", "sample_weight", "validation_data")
 
 class LostTrialError(RuntimeError):
     """The process of a trial ended without a word."""
+
+
+class FailedElsewhereError(RuntimeError):
+    """A trial raised an error in its process; the message has it."""
+
+
+def check_not_within_a_trial() -> None:
+    """Checks that a script that is imported by a trial's process does not search again.
+
+    Raises:
+        RuntimeError: If it does.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "With isolate_trials=True, each trial's process imports your script, which has begun "
+            "the search again there. Put the search under `if __name__ == '__main__':`."
+        )
 
 
 def loaded(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +77,18 @@ def check(hypermodel: Any, arguments: Mapping[str, Any]) -> None:
             f"by its name. Received: build_model={build!r}. Define it at the top of a module or "
             "script."
         )
+    if build.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ValueError(
+            "With isolate_trials=True, `build_model` is called in other processes, which cannot "
+            "find what was defined in a notebook or typed at a prompt. Write it to a module, a "
+            "file such as models.py, and import it."
+        )
+    _check_pickles(build, "build_model")
+    for callback in _fit_checks.as_list(arguments.get("callbacks")):
+        _check_pickles(callback, "callbacks")
+    for name in DATA:
+        if callable(arguments.get(name)):
+            _check_pickles(arguments[name], name)
     for name in DATA:
         value = arguments.get(name)
         if value is None or callable(value):
@@ -70,6 +102,17 @@ def check(hypermodel: Any, arguments: Mapping[str, Any]) -> None:
             )
 
 
+def _check_pickles(value: Any, name: str) -> None:
+    try:
+        reduction.ForkingPickler.dumps(value)
+    except Exception as error:  # whatever an object raises that cannot be pickled
+        raise ValueError(
+            f"With isolate_trials=True, `{name}` is handed to other processes, and that cannot "
+            f"be done with {value!r}: {error}. Define functions and classes at the top of a module "
+            "or script."
+        ) from error
+
+
 def train(
     hypermodel: Any,
     hp: keras_tuner.HyperParameters,
@@ -77,6 +120,7 @@ def train(
     callbacks: list[keras.callbacks.Callback],
     arguments: dict[str, Any],
     report: Report,
+    max_model_size: int | None = None,
 ) -> None:
     """Trains a trial in a process of its own.
 
@@ -87,9 +131,11 @@ def train(
         callbacks: The user's callbacks.
         arguments: The other arguments of `fit`, by name.
         report: Takes each epoch and returns whether to go on.
+        max_model_size: How many parameters may train.
 
     Raises:
-        keras_tuner.errors.FailedTrialError: If the trial failed.
+        keras_tuner.errors.FailedTrialError: If the trial failed for good.
+        FailedElsewhereError: If it raised another error.
         LostTrialError: If its process was killed.
     """
     context = multiprocessing.get_context("spawn")
@@ -106,6 +152,7 @@ def train(
         "objective": trial.objective,
         "callbacks": callbacks,
         "arguments": arguments,
+        "max_model_size": max_model_size,
     }
     process = context.Process(target=_child, args=(theirs, job))
     process.start()
@@ -121,16 +168,20 @@ def train(
 
 
 def _listen(connection: Any, process: Any, report: Report) -> None:
+    answer: bool | None = None
     while True:
         try:
+            if answer is not None:
+                connection.send(answer)
             kind, *message = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             process.join(timeout=10)
             raise LostTrialError(_how_it_ended(process.exitcode)) from None
         if kind == "epoch":
-            connection.send(report(*message))
+            answer = report(*message)
         elif kind == "failed":
-            raise keras_tuner.errors.FailedTrialError(message[0])
+            text, for_good = message
+            raise (keras_tuner.errors.FailedTrialError if for_good else FailedElsewhereError)(text)
         else:
             return
 
@@ -139,7 +190,7 @@ def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"The trial's process was killed by {name} (out of memory?)."
-    return f"The trial's process ended with exit code {code}."
+    return f"The trial's process ended with exit code {code}; what it printed says why."
 
 
 def _cache_on_disk(hypermodel: Any, trial: Trial) -> dict[str, Any] | None:
@@ -166,7 +217,8 @@ def _child(connection: Any, job: dict[str, Any]) -> None:
         message = reason_of(error)
         if not message:
             message = traceback.format_exc()
-        connection.send(("failed", message))
+        for_good = isinstance(error, keras_tuner.errors.FailedTrialError)
+        connection.send(("failed", message, for_good))
     else:
         connection.send(("done",))
 
@@ -195,5 +247,14 @@ def _train_in_child(connection: Any, job: dict[str, Any]) -> None:
     hypermodel.build(keras_tuner.HyperParameters())  # twice: to see whether builds are alike
     keras.backend.clear_session()
     model = hypermodel.build(hp)
+    check_size(model, job["max_model_size"])
+    _add_hyperparameters_to_tensorboard(job["callbacks"], trial.trial_id, hp)
     trial = trial.with_saver(saver_of(hypermodel, trial))
     train_here(hypermodel, hp, model, trial, job["callbacks"], loaded(job["arguments"]), report)
+
+
+def _add_hyperparameters_to_tensorboard(callbacks: list[Any], trial_id: str, hp: Any) -> None:
+    """Does what the tuner does in its own process; it uses nothing of a tuner but its methods."""
+    tuner = object.__new__(keras_tuner.Tuner)
+    trial = keras_tuner.engine.trial.Trial(hyperparameters=hp, trial_id=trial_id)
+    tuner._configure_tensorboard_dir(callbacks, trial, 0)

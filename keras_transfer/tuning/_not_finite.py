@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,21 +14,23 @@ from keras_transfer.plan import UnfreezingPlan
 
 
 class StopWhenNotFinite(keras.callbacks.Callback):
-    """Ends a trial as failed, with the reason, after an epoch whose loss is not finite.
+    """Ends a trial as failed, with the reason, after an epoch with a number that is none.
 
     KerasTuner would go on, and then say of the trial no more than that it failed.
 
     Args:
         plan: The trial's plan, for the name of the stage.
+        names: What has to be finite besides the losses: what the search is to improve.
     """
 
-    def __init__(self, plan: UnfreezingPlan) -> None:
+    def __init__(self, plan: UnfreezingPlan, names: Sequence[str] = ()) -> None:
         super().__init__()
         self.plan = plan
+        self.names = tuple(dict.fromkeys(["loss", "val_loss", *names]))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
-        for name in ("loss", "val_loss"):
+        for name in self.names:
             if name in logs and not math.isfinite(logs[name]):
                 stage = self.plan.stages[int(logs["stage"])]
                 rate = "" if stage.peak_lr is None else f", peak_lr={stage.peak_lr:.2g}"

@@ -64,6 +64,18 @@ class ReliableOracle(keras_tuner.Oracle):
         write_state(path, trial.get_state())
 
     def reload(self) -> None:
+        self.read()
+        for trial in self.ongoing_trials.values():
+            self._requeue(trial)
+        self.ongoing_trials = {}
+        self._counted_from = len(self.end_order)
+
+    def read(self) -> None:
+        """Takes trials and state from the project's files.
+
+        Raises:
+            ValueError: If they are damaged, and so are their copies.
+        """
         project = pathlib.Path(self._project_dir)
         try:
             state = read_state(pathlib.Path(self._get_oracle_fname()))
@@ -74,12 +86,11 @@ class ReliableOracle(keras_tuner.Oracle):
             ) from error
         for directory in sorted(project.glob("trial_*")):
             self._reload_trial(directory)
+        for name in state["start_order"]:
+            if name not in self.trials:
+                self._stand_in(name, state)
         self._reconcile(state)
         self.set_state(state)
-        for trial in self.ongoing_trials.values():
-            self._requeue(trial)
-        self.ongoing_trials = {}
-        self._counted_from = len(self.end_order)
 
     def _reload_trial(self, directory: pathlib.Path) -> None:
         path = directory / "trial.json"
@@ -88,11 +99,25 @@ class ReliableOracle(keras_tuner.Oracle):
         except FileNotFoundError:
             return
         except DamagedStateError as error:
-            warnings.warn(f"{error}. The trial is left out.", stacklevel=4)
+            warnings.warn(f"{error}. The trial counts as failed.", stacklevel=4)
             path.unlink()
             copy_of(path).unlink(missing_ok=True)
             return
         self.trials[trial.trial_id] = trial
+
+    def _stand_in(self, name: str, state: dict[str, Any]) -> None:
+        """Puts a failed trial in the place of one whose files are lost.
+
+        Oracles number trials by how many there are, and some look up those that they know.
+        """
+        trial = keras_tuner.engine.trial.Trial(
+            keras_tuner.HyperParameters.from_config(state["hyperparameters"]),
+            trial_id=name,
+            status=FAILED,
+        )
+        trial.message = "Its file trial.json is gone or was damaged, and so was the copy."
+        self.trials[name] = trial
+        self._save_trial(trial)
 
     def _reconcile(self, state: dict[str, Any]) -> None:
         """Brings the oracle's state and the trials together, one of which may be older."""
@@ -179,7 +204,8 @@ class ReliableOracle(keras_tuner.Oracle):
                 # Over the wire a trial comes without its message.
                 trial.message = read_reason(pathlib.Path(self._get_trial_dir(trial.trial_id)))
             super().end_trial(trial)
-            self.on_trial_ended(self.trials[trial.trial_id])
+            if trial.trial_id in self.end_order:  # and is not to be tried again
+                self.on_trial_ended(self.trials[trial.trial_id])
 
     def _check_consecutive_failures(self) -> None:
         # Raising here would leave KerasTuner's lock held, and a chief waiting for ever.

@@ -162,3 +162,12 @@ def values_of(parts: Iterable[Any]) -> list[Any]:
         elif isinstance(part, Fixed):
             found.append(part.value)
     return found
+
+
+def largest(part: Part, default: float) -> float:
+    """Returns the largest value that a part of numbers may take, `default` where it is off."""
+    if isinstance(part, Range):
+        return float(part.high)
+    if isinstance(part, Choices):
+        return float(max(part.values))
+    return float(part.value) if isinstance(part, Fixed) else default

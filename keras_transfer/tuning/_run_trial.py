@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
+import keras_tuner
 
 from keras_transfer.tuning._best_weights import SaveBestWeights
 from keras_transfer.tuning._report_epochs import Report, ReportEpochs
@@ -33,6 +35,24 @@ def train(
     """
     callbacks = [*callbacks, *([] if trial.saver is None else [trial.saver]), ReportEpochs(report)]
     return hypermodel.fit_trial(hp, model, trial, callbacks, dict(arguments))
+
+
+def check_size(model: Any, limit: int | None) -> None:
+    """Checks a model's size as KerasTuner does.
+
+    Raises:
+        keras_tuner.errors.FailedTrialError: If it is above the limit.
+    """
+    size = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    if limit and size > limit:
+        raise keras_tuner.errors.FailedTrialError(
+            f"Oversized model: {size} parameters. {limit_text(limit)}"
+        )
+
+
+def limit_text(limit: int) -> str:
+    """Returns the sentence that names the limit."""
+    return f"The limit is max_model_size={limit}, and what is frozen does not count."
 
 
 def saver_of(hypermodel: Any, trial: Trial) -> SaveBestWeights:

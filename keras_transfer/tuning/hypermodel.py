@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_transfer import _fit_checks
+from keras_transfer import _checks, _fit_checks
 from keras_transfer._label_checks import check_labels
 from keras_transfer.callbacks import GradualUnfreezing, ResumableTraining
 from keras_transfer.features import FeatureCache
@@ -23,6 +23,7 @@ from keras_transfer.tuning._best_epoch import (
     set_flags_when_loaded,
 )
 from keras_transfer.tuning._best_weights import digests_of
+from keras_transfer.tuning._fit_arguments import names_of
 from keras_transfer.tuning._last_epoch import go_on_from, keep_last_epoch
 from keras_transfer.tuning._model_settings import apply_settings, compile_if_need_be
 from keras_transfer.tuning._not_finite import StopWhenNotFinite, reported
@@ -113,7 +114,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         self.build_model = build_model
         self.search_space = search_space
         self.cache_features = cache_features
-        self.seed = seed
+        self.seed = None if seed is None else _checks.integer(seed, "seed", minimum=0)
         self.cache = cache_features if isinstance(cache_features, FeatureCache) else FeatureCache()
         self._shared = SharedFeatures(self.cache)
         self.num_groups = 0  # not known before the first build
@@ -196,7 +197,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
             go_on_from(trial.directory_of(hp.values[_trial.TRIAL_BEFORE]), model)
         callbacks = [
             GradualUnfreezing(plan, verbose=0),
-            StopWhenNotFinite(plan),
+            StopWhenNotFinite(plan, [] if trial is None else names_of(trial.objective)),
             *self._with_own_checkpoints(callbacks, trial),
         ]
         if trial is not None:

@@ -91,12 +91,8 @@ class SearchSpace:
         object.__setattr__(self, "epochs", _checks.integer(self.epochs, "epochs", minimum=1))
         parts = {name: self._parse(name) for name in PARTS}
         object.__setattr__(self, "_parts", parts)
-        if not any(part.is_tuned for part in parts.values()):
-            raise ValueError(
-                "The search space is empty: no part is a range or a list. Write for instance "
-                "SearchSpace(head_lr=(1e-4, 1e-1))."
-            )
         self._check_parts_together()
+        self._check_not_empty()
 
     def _parse(self, name: str) -> _parts.Part:
         check, sampling = PARTS[name]
@@ -131,6 +127,32 @@ class SearchSpace:
                 )
         if is_off["num_stages"]:
             raise ValueError("A plan has stages: `num_stages` cannot be None. Write num_stages=1.")
+
+    def _check_not_empty(self) -> None:
+        tuned = {name for name, part in self.parts.items() if part.is_tuned}
+        idle = tuned & self._without_effect()
+        if tuned - idle:
+            return
+        if not idle:
+            raise ValueError(
+                "The search space is empty: no part is a range or a list. Write for instance "
+                "SearchSpace(head_lr=(1e-4, 1e-1))."
+            )
+        raise ValueError(
+            f"The search space is empty: {', '.join(sorted(idle))} would be tuned, and make no "
+            f"difference with depth={self.depth!r} and num_stages={self.num_stages!r}. Tune "
+            "something else, such as head_lr=(1e-4, 1e-1), or allow more stages."
+        )
+
+    def _without_effect(self) -> set[str]:
+        """Names of the parts that no trial makes use of."""
+        found: set[str] = set()
+        deepest = _parts.largest(self.parts["depth"], default=ALL)
+        if deepest < 2:
+            found |= {"num_stages", "lr_decay", "lr_spread"}
+        if min(deepest, _parts.largest(self.parts["num_stages"], default=1)) < 2:
+            found |= {"stage_lr_ratio", "stage_share"}
+        return found
 
     @property
     def parts(self) -> dict[str, _parts.Part]:

@@ -27,7 +27,12 @@ from keras_transfer.tuning._oracle import (
 )
 from keras_transfer.tuning._progress import Progress
 from keras_transfer.tuning._same_search import check_same_search
-from keras_transfer.tuning._state_files import DamagedStateError, read_state, write_state
+from keras_transfer.tuning._state_files import (
+    DamagedStateError,
+    copy_of,
+    read_state,
+    write_state,
+)
 from keras_transfer.tuning._trial import EPOCHS, INITIAL_EPOCH, Trial
 from keras_transfer.tuning.hypermodel import FineTuningHyperModel, best_trials
 from keras_transfer.tuning.pruning import Pruning, rule_of
@@ -65,7 +70,8 @@ class Tuner(keras_tuner.Tuner):
         lease_s: Seconds after which a worker that was not heard of has lost its trial. Workers
             say that they are alive four times in that span, however long an epoch takes.
         isolate_trials: Whether each trial runs in a process of its own. `build_model` has to be
-            a function of a module or script, and data arrays or such functions.
+            a function of a module or script, and data arrays or such functions; a script
+            searches under `if __name__ == "__main__":`, since these processes import it.
         **kwargs: Arguments of `keras_tuner.Tuner`: `directory`, `project_name`, `overwrite`,
             `distribution_strategy`, `max_model_size`, `executions_per_trial`, ...
 
@@ -97,6 +103,8 @@ class Tuner(keras_tuner.Tuner):
     ```
     """
 
+    oracle: Any
+
     def __init__(
         self,
         hypermodel: FineTuningHyperModel,
@@ -124,6 +132,8 @@ class Tuner(keras_tuner.Tuner):
                 "Hyperband ends hopeless trials itself, and waits for all trials of a round. "
                 f"Received: pruning={pruning!r}. Pass pruning=None, or another oracle."
             )
+        if isolate_trials:
+            _isolated.check_not_within_a_trial()
         self.is_chief, self.is_worker = _roles()
         if self.is_worker and kwargs.get("overwrite"):
             raise ValueError(
@@ -137,10 +147,24 @@ class Tuner(keras_tuner.Tuner):
                 "A distribution strategy cannot be handed to another process. With "
                 "isolate_trials=True, make it in `build_model`."
             )
+        compiled = [n for n in ("optimizer", "loss", "metrics") if kwargs.get(n) is not None]
+        if isolate_trials and compiled:
+            raise ValueError(
+                f"`{compiled[0]}` cannot be handed to another process. With isolate_trials=True, "
+                "compile in `build_model`."
+            )
         self.lease_s = _checks.number(lease_s, "lease_s", above=0)
         self.isolate_trials = bool(isolate_trials)
         make_reliable(oracle, rule, self.lease_s)
+        self._is_reloaded = False
+        self._verbose = 0
         super().__init__(oracle, hypermodel, **kwargs)
+        self._searched, self._written = self.oracle, oracle  # in a worker, the first is a client
+        # KerasTuner looks for a file that is not there before a first trial has ended.
+        started = pathlib.Path(oracle._get_oracle_fname())
+        is_there = started.exists() or copy_of(started).exists()
+        if is_there and not self._is_reloaded and not self.is_worker:
+            self.reload()
 
     # --- Files ----------------------------------------------------------------------------------
 
@@ -150,9 +174,11 @@ class Tuner(keras_tuner.Tuner):
         write_state(pathlib.Path(self._get_tuner_fname()), self.get_state())
 
     def reload(self) -> None:
+        self._is_reloaded = True
         if not self.is_worker:
             self.oracle.reload()
-        with contextlib.suppress(DamagedStateError):  # it holds nothing but that there is one
+        # It holds nothing but that there is one.
+        with contextlib.suppress(DamagedStateError, FileNotFoundError):
             self.set_state(read_state(pathlib.Path(self._get_tuner_fname())))
 
     # --- The search -----------------------------------------------------------------------------
@@ -171,6 +197,7 @@ class Tuner(keras_tuner.Tuner):
             RuntimeError: If too many trials in a row failed; the message has the reasons.
         """
         self._verbose = verbose
+        self.oracle = self._searched
         arguments = _fit_arguments.named(fit_args, fit_kwargs)
         self._check(arguments)
         if not self.is_worker:
@@ -182,9 +209,16 @@ class Tuner(keras_tuner.Tuner):
             _chief.serve(self.oracle)
         else:
             self._run_trials(arguments)
+        if self.is_worker:
+            self._read_project()
         failure = "" if self.is_worker else self.oracle.failure
         if failure:
             raise RuntimeError(failure)
+
+    def _read_project(self) -> None:
+        """Takes from the files what came of a search; its chief, whom workers ask, is gone."""
+        self.oracle = self._written
+        self.oracle.read()
 
     def _check(self, arguments: dict[str, Any]) -> None:
         keras.backend.clear_session()
@@ -279,7 +313,8 @@ class Tuner(keras_tuner.Tuner):
         )
         for execution in range(self.executions_per_trial):
             callbacks = self._deepcopy_callbacks(given)
-            self._configure_tensorboard_dir(callbacks, trial, execution)
+            if not self.isolate_trials:  # where a summary writer cannot go to
+                self._configure_tensorboard_dir(callbacks, trial, execution)
             what = self._train(what, hp, callbacks, arguments, first=execution == 0)
             if self._pruned_at is not None:
                 return
@@ -300,7 +335,8 @@ class Tuner(keras_tuner.Tuner):
             return self._report(what.trial_id, epoch, numbers, may_prune=may_prune)
 
         if self.isolate_trials:
-            _isolated.train(self.hypermodel, hp, what, callbacks, arguments, report)
+            limit = self.max_model_size
+            _isolated.train(self.hypermodel, hp, what, callbacks, arguments, report, limit)
             return what
         model = self._try_build(hp)
         if what.saver is None:
@@ -308,10 +344,24 @@ class Tuner(keras_tuner.Tuner):
         _run_trial.train(self.hypermodel, hp, model, what, callbacks, arguments, report)
         return what
 
+    def _try_build(self, hp: keras_tuner.HyperParameters) -> Any:
+        try:
+            return super()._try_build(hp)
+        except keras_tuner.errors.FailedTrialError as error:
+            if self.max_model_size is None:
+                raise
+            what = str(error).removesuffix(" Skip model.")
+            raise keras_tuner.errors.FailedTrialError(
+                f"{what} {_run_trial.limit_text(self.max_model_size)}"
+            ) from None
+
     def _report(
         self, trial_id: str, epoch: int, numbers: dict[str, float], *, may_prune: bool
     ) -> bool:
         """Reports an epoch to the oracle; returns whether to go on."""
+        objective = self.oracle.objective
+        if objective.name not in numbers and objective.has_value(numbers):
+            numbers = {**numbers, objective.name: objective.get_value(numbers)}  # of several
         if self._verbose > 1:
             shown = [f"{k} {v:.4g}" for k, v in numbers.items() if k != "trainable_parameters"]
             print(f"  trial {trial_id}, epoch {epoch + 1}: {', '.join(shown)}", flush=True)

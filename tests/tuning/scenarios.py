@@ -79,6 +79,7 @@ def worker(directory, *callbacks):
     # Replicas cannot run eagerly.
     made = tuner(directory, toys.build_traced_model, lease_s=5, distribution_strategy=strategy)
     toys.search(made, callbacks=list(callbacks), verbose=1)
+    print(ktf.tuning.TuningResult(made).table())
 
 
 def dying_worker(directory):

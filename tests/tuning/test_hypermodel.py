@@ -238,6 +238,8 @@ def test_what_is_no_transfer_model_is_an_error_before_the_search(tmp_path):
         toys.hypermodel(search_space={"head_lr": (0.1, 0.2)})
     with pytest.raises(ValueError, match="`cache_features` must be 'auto'"):
         toys.hypermodel(cache_features="always")
+    with pytest.raises(ValueError, match=r"`seed` must be at least 0\. Received: seed=-1"):
+        toys.hypermodel(seed=-1)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +302,28 @@ def test_a_trial_that_diverges_fails_with_the_reason(tmp_path):
     assert "(stage 'probe', peak_lr=1e+38)" in by_status["FAILED"].message
     _, plan = model.best(tuner)
     assert plan.stages[0].peak_lr == 1e-2
+
+
+class Infinite(keras.metrics.Metric):
+    def update_state(self, *args, **kwargs):
+        pass
+
+    def result(self):
+        return float("inf")
+
+
+def test_a_trial_whose_objective_is_not_finite_fails_with_the_reason(tmp_path):
+    def build():
+        model = toys.build_model()
+        model.compile("adam", model.loss, metrics=[Infinite(name="much")], run_eagerly=True)
+        return model
+
+    objective = keras_tuner.Objective("val_much", "max")
+    tuner = toys.random_search(tmp_path, toys.hypermodel(build), objective=objective)
+    toys.search(tuner)
+    (trial,) = ktf.tuning.TuningResult(tuner).trials
+    assert trial.status == "failed"
+    assert trial.reason.startswith("val_much is inf after epoch 1 (stage 'probe', peak_lr=")
 
 
 def test_a_fixed_part_is_the_same_in_every_trial():

@@ -1,9 +1,12 @@
 """The oracle that `Tuner` makes of any: leases, pruning and failures, without any training."""
 
+import traceback
+
 import keras_tuner
 import pytest
 
 from keras_transfer.tuning import MedianPruning, SuccessiveHalving
+from keras_transfer.tuning._failures import short
 from keras_transfer.tuning._leases import Leases
 from keras_transfer.tuning._oracle import HEARTBEAT, make_reliable
 from keras_transfer.tuning.pruning import rule_of
@@ -148,6 +151,30 @@ def test_too_many_failures_in_a_row_end_the_search_for_everybody(tmp_path):
     assert made.is_over()
 
 
+def test_a_trial_that_is_tried_again_has_not_ended(tmp_path):
+    made = oracle(tmp_path, max_retries_per_trial=1)
+    ended = []
+    made.on_trial_ended = lambda trial: ended.append(trial.status)
+    run(made, status="INVALID", message="no memory")
+    assert not ended
+    run(made, status="INVALID", message="no memory")
+    assert ended == ["FAILED"]
+
+
+def test_the_reason_is_the_first_line_of_the_last_error():
+    try:
+        try:
+            raise OSError("first")
+        except OSError as error:
+            raise RuntimeError("no memory\n\nHint: less\n [Op:MatMul]") from error
+    except RuntimeError:
+        assert short(traceback.format_exc()) == "RuntimeError: no memory"
+    try:
+        raise keras_tuner.errors.FailedTrialError("loss is nan")
+    except keras_tuner.errors.FailedTrialError:
+        assert short(traceback.format_exc()) == "loss is nan"
+
+
 def test_pruned_trials_are_no_failures_and_never_the_best(tmp_path):
     made = oracle(tmp_path, max_trials=9, max_consecutive_failed_trials=2)
     for _ in range(3):
@@ -219,6 +246,47 @@ def test_a_torn_file_is_restored_from_its_last_whole_copy(torn, cls, tmp_path):
     assert trial.trial_id == second.trial_id
     assert trial.hyperparameters.values == second.hyperparameters.values
     again.reload()  # what was damaged has been mended
+
+
+def of_hyperband(directory):
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.Float("rate", 0, 1)
+    made = keras_tuner.oracles.HyperbandOracle(
+        keras_tuner.Objective("val_loss", "min"), max_epochs=2, factor=2, seed=3,
+        hyperparameters=hyperparameters,
+    )  # fmt: skip
+    make_reliable(made, None, 10)
+    made._set_project_dir(directory, "project")
+    return made
+
+
+@pytest.mark.parametrize("make", [lambda folder: oracle(folder, max_trials=4), of_hyperband])
+def test_a_trial_whose_file_and_copy_are_damaged_counts_as_failed(make, tmp_path):
+    """Left out, it would free its number for another trial, over the files of the last one."""
+    made = make(tmp_path)
+    lost, kept = (run(made, values=[value])[0] for value in (0.1, 0.2))
+    for path in (tmp_path / "project" / f"trial_{lost.trial_id}").glob("trial.json*"):
+        path.write_text("{")
+    again = make(tmp_path)
+    with pytest.warns(UserWarning, match="damaged, and so is its copy. The trial counts as failed"):
+        again.reload()
+    while run_next(again):
+        pass
+    assert again.trials[lost.trial_id].status == "FAILED"
+    assert "is gone or was damaged" in again.trials[lost.trial_id].message
+    assert again.trials[kept.trial_id].score == 0.2
+    assert len(again.trials) == len(again.end_order) == 4
+
+
+def run_next(made):
+    """Runs a trial, unless there is none left; returns whether there was one."""
+    trial = made.create_trial("one")
+    if trial.status == "STOPPED":
+        return False
+    made.update_trial(trial.trial_id, {"val_loss": 0.5})
+    trial.status = "COMPLETED"
+    made.end_trial(trial)
+    return True
 
 
 def test_a_search_whose_files_are_gone_for_good_says_so(tmp_path):

@@ -155,6 +155,13 @@ def test_rates_lie_around_what_the_curve_suggests():
             {"head_lr": 0.1, "lr_decay": None, "stage_lr_ratio": None, "stage_share": None},
             "search space is empty",
         ),
+        # The ratio is on by default, and gives way where there is no rate to multiply.
+        ({"head_lr": None, "lr_decay": None, "stage_share": None}, "search space is empty"),
+        (
+            {"head_lr": 0.1, "lr_decay": None, "num_stages": 1},
+            "stage_lr_ratio, stage_share would be tuned, and make no difference with depth='all'",
+        ),
+        ({"head_lr": 0.1, "depth": 1}, "lr_decay, stage_lr_ratio, stage_share would be tuned"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_an_error(parts, message):

@@ -90,6 +90,7 @@ def test_a_dead_workers_trial_is_run_by_another_and_the_chief_ends(tmp_path):
     assert "Worker 'worker-1' has not been heard of for 5 s" in log
     assert "worker-2' has not been heard of" not in log  # whose epoch took 11 s
     assert "Trial 4 of 4: val_loss" in log
+    assert (tmp_path / "together" / "worker-2.log").read_text().count("completed  0.") == 4
     # Under two replicas, and on whichever worker: the scores of one process.
     scores = [trial["score"] for trial in together]
     unbroken = [trial["score"] for trial in trials_of(tmp_path / "unbroken")]

@@ -1,5 +1,8 @@
+import multiprocessing
 import random
 import re
+import sys
+import types
 
 import keras
 import keras_tuner
@@ -9,8 +12,10 @@ import tensorflow as tf
 
 from keras_transfer import tuning
 from keras_transfer._checkpoint_files import CheckpointFiles
+from keras_transfer.tuning import _isolated
+from keras_transfer.tuning._failures import short
 from keras_transfer.tuning.pruning import Pruning
-from tests.tuning import scenarios, toys
+from tests.tuning import scenarios, test_survival, toys
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +108,54 @@ def test_a_model_that_is_too_large_fails_its_trial(tmp_path):
     made = toys.search(tuner(tmp_path, max_model_size=5))
     (trial,) = made.oracle.trials.values()
     assert trial.status == "FAILED"
-    assert trial.message.startswith("Oversized model: ")
+    assert short(trial.message) == (
+        "Oversized model: 218 parameters. The limit is max_model_size=5, and what is frozen does "
+        "not count."
+    )
+
+
+def test_a_model_that_is_too_large_fails_in_a_process_of_its_own_too(tmp_path):
+    job = {
+        "build_model": toys.build_model, "search_space": toys.space(), "cache": None, "seed": 1,
+        "policy": "float32", "project_dir": tmp_path, "trial_id": "0", "objective": None,
+        "hp": keras_tuner.HyperParameters().get_config(), "max_model_size": 5,
+    }  # fmt: skip
+    with pytest.raises(keras_tuner.errors.FailedTrialError, match="The limit is max_model_size=5"):
+        _isolated._train_in_child(None, job)
+
+
+def test_a_search_that_was_killed_in_its_first_trial_has_lost_that_one(tmp_path):
+    """KerasTuner takes the project for new, so that such a trial would kill for ever."""
+    tuner(tmp_path).oracle.create_trial("tuner0")
+    again = tuner(tmp_path).oracle
+    assert again.lost == {"0": 1}
+    assert again.create_trial("tuner0").trial_id == "0"
+
+
+def test_a_worker_has_the_result_from_the_files_when_its_chief_is_gone(tmp_path, monkeypatch):
+    chief = tuner(tmp_path).oracle
+    trial = chief.create_trial("worker-1")
+    chief.update_trial(trial.trial_id, {"val_loss": 0.25})
+    trial.status = "COMPLETED"
+    chief.end_trial(trial)
+    for name, value in test_survival.role("worker-1", 1).items():
+        monkeypatch.setenv(name, value)
+    worker = tuner(tmp_path)
+    worker._read_project()
+    (found,) = tuning.TuningResult(worker).trials
+    assert (found.status, found.score) == ("completed", 0.25)
+
+
+def test_several_objectives_are_one_sum(tmp_path):
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        ["val_loss", keras_tuner.Objective("val_accuracy", "max")], max_trials=1
+    )
+    made = tuner(tmp_path, oracle=oracle)
+    trial = oracle.create_trial("tuner0")
+    made._report(trial.trial_id, 0, {"val_loss": 0.5, "val_accuracy": 0.75}, may_prune=False)
+    trial.status = "COMPLETED"
+    oracle.end_trial(trial)
+    assert oracle.get_best_trials(1)[0].score == -0.25
 
 
 # --- Pruning ----------------------------------------------------------------------------------
@@ -177,11 +229,13 @@ def test_all_is_kept_where_each_build_has_other_weights(tmp_path):
 
 @pytest.mark.exhaustive
 def test_a_trial_in_a_process_of_its_own_may_be_killed_and_scores_the_same(tmp_path):
-    killed = KilledIfFirst(tmp_path / "mark")
-    result = tune(tmp_path / "a", max_trials=2, isolate_trials=True, callbacks=[killed])
+    given = [KilledIfFirst(tmp_path / "mark"), keras.callbacks.TensorBoard(tmp_path / "logs")]
+    result = tune(tmp_path / "a", max_trials=2, isolate_trials=True, callbacks=given)
     assert [t.status for t in result.trials] == ["completed", "failed"]
     assert "was killed by SIGKILL (out of memory?)" in result.trials[1].reason
     assert len(list((tmp_path / "a" / "fine_tuning" / "features").glob("*"))) == 2
+    written = b"".join(path.read_bytes() for path in (tmp_path / "logs").rglob("*tfevents*"))
+    assert b"_hparams_/session_start_info" in written
     plain = tune(tmp_path / "b", max_trials=2)
     by_id = {t.trial_id: t for t in plain.trials}
     assert result.trials[0].values == by_id["1"].values
@@ -248,8 +302,44 @@ def test_what_cannot_be_handed_to_another_process_is_an_error(tmp_path):
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     with pytest.raises(ValueError, match="arrays, or a function that returns the data"):
         toys.search(tuner(tmp_path, isolate_trials=True), x=dataset, y=None, batch_size=None)
+    unknown = keras.callbacks.LambdaCallback(on_epoch_end=lambda *args: None)
+    with pytest.raises(ValueError, match="`callbacks` is handed to other processes, and that"):
+        toys.search(tuner(tmp_path, isolate_trials=True), callbacks=[unknown])
+    with pytest.raises(ValueError, match="compile in `build_model`"):
+        tuner(tmp_path, isolate_trials=True, loss="mse")
     with pytest.raises(ValueError, match="make it in `build_model`"):
         tuner(tmp_path, isolate_trials=True, distribution_strategy=tf.distribute.get_strategy())
+
+
+def test_a_script_that_would_search_again_in_its_trials_is_an_error(tmp_path, monkeypatch):
+    """What `spawn` sets while it imports the script in the trial's process."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match="under `if __name__ == '__main__':`"):
+        tuner(tmp_path, isolate_trials=True, overwrite=True)
+
+
+def test_what_was_defined_in_a_notebook_is_an_error(monkeypatch):
+    def build():
+        raise AssertionError
+
+    build.__qualname__, build.__module__ = "build", "__main__"
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    with pytest.raises(ValueError, match="a notebook or typed at a prompt"):
+        _isolated.check(toys.hypermodel(build), {})
+
+
+def test_a_process_that_dies_while_it_is_answered_is_lost():
+    class Killed:
+        exitcode = -9
+
+        def join(self, timeout):
+            pass
+
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send(("epoch", 0, {}))
+    theirs.close()
+    with pytest.raises(_isolated.LostTrialError, match="was killed by SIGKILL"):
+        _isolated._listen(ours, Killed(), lambda *args: True)
 
 
 def test_what_is_no_hypermodel_and_no_oracle_is_an_error(tmp_path):
