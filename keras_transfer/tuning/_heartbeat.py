@@ -41,8 +41,13 @@ class Heartbeat:
         self._thread.join(timeout=self._seconds)
 
     def _beat(self) -> None:
+        import grpc  # type: ignore[import-untyped]
+
         while not self._ends.wait(self._seconds):
-            answer = self._oracle.get_trial(self._name)
+            try:
+                answer = self._oracle.get_trial(self._name)
+            except grpc.RpcError:  # the chief is gone, and may be back at the next beat
+                continue
             if answer.status == PRUNED:
                 self.is_lost = True  # somebody else has the trial by now
                 return

@@ -233,10 +233,17 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
             tuner: The tuner, after `search`, or made anew on the same project.
 
         Raises:
-            ValueError: If no trial was completed.
+            ValueError: If no trial was completed, or the tuner kept no weights of the best one.
         """
         trial = best_trials(tuner, 1)[0]
-        model = tuner.load_model(trial)
+        try:
+            model = tuner.load_model(trial)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{type(tuner).__name__} kept no weights of its best trial, {trial.trial_id}. A "
+                "`run_trial` of your own has to keep them, as keras_tuner.Tuner.run_trial does. "
+                f"Not found: {error.filename or error}"
+            ) from error
         record = read_best_epoch(pathlib.Path(tuner.get_trial_dir(trial.trial_id)))
         return model, self.plan(trial.hyperparameters) if record is None else record.plan
 

@@ -290,6 +290,13 @@ def test_a_search_without_a_completed_trial_has_no_best_one(tmp_path):
     tuner = toys.random_search(tmp_path)
     with pytest.raises(ValueError, match="No trial was completed"):
         tuner.hypermodel.best(tuner)
+    # As with a `run_trial` of the user's that keeps nothing.
+    trial = tuner.oracle.create_trial("tuner0")
+    tuner.oracle.update_trial(trial.trial_id, {"val_loss": 0.5})
+    trial.status = "COMPLETED"
+    tuner.oracle.end_trial(trial)
+    with pytest.raises(ValueError, match="RandomSearch kept no weights of its best trial, 0"):
+        tuner.hypermodel.best(tuner)
 
 
 def test_a_trial_that_diverges_fails_with_the_reason(tmp_path):

@@ -2,11 +2,13 @@
 
 import traceback
 
+import grpc
 import keras_tuner
 import pytest
 
 from keras_transfer.tuning import MedianPruning, SuccessiveHalving
 from keras_transfer.tuning._failures import short
+from keras_transfer.tuning._heartbeat import Heartbeat
 from keras_transfer.tuning._leases import Leases
 from keras_transfer.tuning._oracle import HEARTBEAT, make_reliable
 from keras_transfer.tuning.pruning import rule_of
@@ -75,6 +77,22 @@ def test_a_heartbeat_keeps_a_trial_through_a_long_epoch(tmp_path):
         wait(made, 6)
         assert heartbeat(made, "slow", trial) == "RUNNING"
     assert made.create_trial("other").trial_id != trial.trial_id
+
+
+def test_a_heart_beats_on_while_the_chief_is_started_again():
+    beats = []
+
+    class Client:
+        def get_trial(self, name):
+            beats.append(name)
+            if len(beats) == 1:
+                raise grpc.RpcError
+            return keras_tuner.engine.trial.Trial(keras_tuner.HyperParameters(), status="STOPPED")
+
+    with Heartbeat(Client(), "one", "0", seconds=0.01) as beating:
+        beating._thread.join(timeout=10)
+    assert beating.is_lost
+    assert len(beats) == 2
 
 
 def test_a_worker_that_was_taken_for_dead_is_told_so(tmp_path):
