@@ -650,6 +650,18 @@ def build_metrics(model: keras.Model, batch: Any) -> None:
         model._symbolic_build(data_batch=batch)
 
 
+def awaits_first_step(model: keras.Model) -> bool:
+    """Whether a compiled model has metrics whose variables are not there yet."""
+    metrics = model._compile_metrics
+    return metrics is not None and not metrics.built
+
+
+def has_plain_steps(kind: type[keras.Model]) -> bool:
+    """Whether a class of models trains, and computes loss and metrics, as Keras does."""
+    names = ("train_step", "compute_loss", "_compute_loss", "compute_metrics")
+    return all(getattr(kind, name) is getattr(keras.Model, name) for name in names)
+
+
 # --- Callbacks ------------------------------------------------------------------------------
 
 # What Keras's callbacks change while they run, by class.

@@ -168,6 +168,7 @@ class StagedFit:
         self.openings: CountedOpenings | None = None
         self.opened_before = 0  # how often when features were made last
         self.cuts_batches = False
+        self.specs: Any = None  # of the segment's batches, where a data set says them
         self._reason_not_repeatable = ""
         if resuming is not None:
             if self.train.arrays is None:
@@ -320,6 +321,7 @@ class StagedFit:
     def _check_epoch(self, epoch: int) -> None:
         """Checks that an epoch whose beginning all callbacks have seen can go on."""
         self._check_frozen(epoch)
+        self._make_metrics()
         resumed = self.resumed_at is not None and self.resumed_at[0] == epoch
         if resumed and self.openings is not None and self.resuming is not None:
             # Keras has looked at the data by now, which counts as well.
@@ -373,6 +375,7 @@ class StagedFit:
         if done:
             # What they had summed up is put back before the first step, which would make them.
             _keras_internals.build_metrics(self.model, next(iter(data.x)))
+        self.specs = data.x.element_spec if isinstance(data.x, tf.data.Dataset) else None
         training.begin_segment(epoch)
         self.plain_fit(
             data.x,
@@ -392,6 +395,24 @@ class StagedFit:
             validation_batch_size=arguments.validation_batch_size or arguments.batch_size,
             validation_freq=arguments.validation_freq,
         )
+
+    def _make_metrics(self) -> None:
+        """Makes the variables of metrics before the first step, where that is sure to be the same.
+
+        Keras makes them while it traces the step, which then has to be traced a second time.
+        """
+        model, specs = self.model, self.specs
+        flat = tf.nest.flatten(specs)
+        if (
+            not model.run_eagerly
+            and _keras_internals.awaits_first_step(model)
+            and model.optimizer.built
+            and isinstance(specs, tuple)
+            and len(specs) >= 2
+            and all(isinstance(one, tf.TensorSpec) and one.shape.rank for one in flat)
+            and _keras_internals.has_plain_steps(type(model))
+        ):
+            _keras_internals.build_metrics(model, specs)
 
     def _open(self, stage: int, done: int) -> SegmentData:
         """Returns what Keras's `fit` is to read in a stage, past the first `done` batches."""

@@ -1005,6 +1005,30 @@ def test_build_metrics_makes_variables_that_keras_makes_in_the_first_step():
     assert len(model.metrics_variables) == after
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_step_is_traced_once_where_metrics_are_made_before(made_before):
+    model, calls = compiled(), []
+    model.compile("adam", "mse", metrics=["mae"])
+    model.optimizer.build(model.trainable_variables)
+    assert _keras_internals.awaits_first_step(model)
+    if made_before:
+        _keras_internals.build_metrics(model, batch())
+        assert not _keras_internals.awaits_first_step(model)
+    plain = model.train_step
+    model.train_step = lambda data: calls.append(1) or plain(data)
+    model.fit(*batch(), verbose=0)
+    assert len(calls) == (1 if made_before else 2)
+
+
+def test_has_plain_steps_knows_what_a_subclass_does_otherwise():
+    class Other(keras.Model):
+        def compute_loss(self, *args, **options):
+            return 0
+
+    assert _keras_internals.has_plain_steps(keras.Sequential)
+    assert not _keras_internals.has_plain_steps(Other)
+
+
 def test_merge_replicas_calls_once_with_the_strategy_and_the_arguments():
     seen = []
     _keras_internals.merge_replicas(lambda strategy, *args: seen.append((strategy, args)), 1, "a")

@@ -3,6 +3,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_transfer as ktf
 
@@ -350,3 +351,24 @@ def test_a_head_and_a_backbone_group_of_one_name_get_names_of_their_own():
     )
     model = ktf.TransferModel(body, keras.layers.Dense(2, name="head"), groups="blocks")
     assert model.layer_groups.names == ["stem", "head", "head_1"]
+
+
+@pytest.mark.parametrize("as_data_set", [False, True])
+def test_each_stage_traces_its_step_once(as_data_set):
+    trained = []
+
+    class Counting(keras.layers.Dense):
+        def call(self, x, training=False):
+            trained.append(1) if training else None
+            return super().call(x)
+
+    x, y = data()
+    model = ktf.TransferModel(backbone(), Counting(3, "softmax"))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    given = {"x": x, "y": y, "batch_size": 6}
+    if as_data_set:
+        given = {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(6), "shuffle": False}
+    plan = ktf.recipes.lp_ft(probe_epochs=1, fine_tune_epochs=1)
+    unfreezing = ktf.callbacks.GradualUnfreezing(plan, verbose=0)
+    model.fit(**given, callbacks=[unfreezing], cache_features=False, verbose=0)
+    assert len(trained) == 2
