@@ -1,4 +1,11 @@
-"""Trains contenders with several seeds on the same examples, and says what came of it."""
+"""Trains contenders with several seeds on the same examples, and says what came of it.
+
+To compare strategies on your own task take `keras_transfer.recipes.compare`. The examples cannot
+be written on it alone: there, what trains from scratch is the pretrained model with random
+weights. Here it is given what suits it (the logarithm of the spectrogram, another BatchNorm
+momentum), a control with random frozen features stands beside it, two models each have a
+baseline, and the pictures show what the trained models predict.
+"""
 
 from __future__ import annotations
 

@@ -61,8 +61,11 @@ def find_builder(name_or_builder: Any, data_dir: str | None) -> Any:
             "must be imported first, or pass the builder itself."
         ) from error
     except (ValueError, AttributeError) as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = "" if name_or_builder in known else _checks.did_you_mean(name_or_builder, known)
         raise ValueError(
-            f"TensorFlow Datasets cannot make the builder {name_or_builder!r}: {error}"
+            f"TensorFlow Datasets cannot make the builder {name_or_builder!r}.{near} It says: "
+            f"{error}"
         ) from error
 
 

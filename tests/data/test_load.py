@@ -148,6 +148,10 @@ def test_an_unknown_name_has_near_matches():
         load("/no/such/folder")
     with pytest.raises(TypeError, match="`name_or_builder` must be"):
         load(7)
+    with pytest.raises(
+        ValueError, match=r"cannot make the builder 'cifar-10'\. Did you mean 'cifar10'"
+    ):
+        load("cifar-10")
 
 
 def test_an_unknown_split_is_named_with_those_there_are(tiny):
