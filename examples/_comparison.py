@@ -91,7 +91,7 @@ def compare(
     Returns:
         A result for each contender, in their order.
     """
-    labels = np.array([int(label) for _, label in test])
+    labels = np.concatenate([label for _, label in test.batch(100).as_numpy_iterator()])
     few = {seed: ktf.data.few_shot(pool, per_class, seed) for seed in seeds}
     results = []
     for contender in contenders:

@@ -28,7 +28,6 @@ from examples.datasets.builders.rated_sentences import RatedSentences
 from examples.pretrained import minilm, word_vectors
 
 TOKENS = 24  # of each sentence; half of all tweets have no more than 23
-BEST = "Transformer, probe then top layers"
 
 
 def transformer(pretrained: bool) -> ktf.TransferModel:
@@ -69,6 +68,8 @@ def tokenized(
     return tf.data.Dataset.from_tensor_slices((tokenize(texts, TOKENS), np.array(labels)))
 
 
+MODELS = ("Transformer", "RNN")
+
 # name: (model, its tokenizer, whether it is pretrained, plan)
 CONTENDERS = {
     "Transformer, linear probing": (
@@ -77,7 +78,7 @@ CONTENDERS = {
         True,
         ktf.recipes.linear_probe(epochs=30, peak_lr=1e-2),
     ),
-    BEST: (
+    "Transformer, probe then top layers": (
         transformer,
         minilm.tokenize,
         True,
@@ -114,8 +115,8 @@ CONTENDERS = {
 }
 
 
-def draw(results: Sequence[Result], test: tf.data.Dataset, path: Path) -> None:
-    """Draws the accuracies, and test sentences with what the Transformer makes of them."""
+def draw(results: Sequence[Result], test: tf.data.Dataset, shown: str, path: Path) -> None:
+    """Draws the accuracies, and test sentences with what one contender makes of them."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(9, 5.5), layout="constrained")
@@ -123,14 +124,14 @@ def draw(results: Sequence[Result], test: tf.data.Dataset, path: Path) -> None:
     draw_accuracies(results, above.subplots())
     ax = below.subplots()
     ax.set_axis_off()
-    best = next(result for result in results if result.name == BEST)
+    (predicted,) = (result.predicted for result in results if result.name == shown)
     for row, (text, label) in enumerate(test.take(6).as_numpy_iterator()):
-        right = best.predicted[row] == label
-        said = "positive" if best.predicted[row] else "negative"
+        right = predicted[row] == label
+        said = "positive" if predicted[row] else "negative"
         ax.text(0, 1 - row / 6, said, va="top", color="#1a7f37" if right else "#c0392b", fontsize=9)
-        shown = textwrap.shorten(text.decode(), 110, placeholder=" ...")
-        ax.text(0.09, 1 - row / 6, shown, va="top", fontsize=9, parse_math=False)
-    below.suptitle(f"First six test sentences, and what {BEST}'s first seed takes them for")
+        start = textwrap.shorten(text.decode(), 110, placeholder=" ...")
+        ax.text(0.09, 1 - row / 6, start, va="top", fontsize=9, parse_math=False)
+    below.suptitle(f"First six test sentences, and what the first seed of {shown!r} takes them for")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     parser.add_argument("--source", choices=list(rated_sentences.SOURCES), default="tweets")
     parser.add_argument("--per-class", type=int, default=32, help="sentences of each class")
     parser.add_argument("--test-size", type=int, default=400)
-    parser.add_argument("--models", nargs="+", default=["Transformer", "RNN"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     options = parse(parser, arguments, output="outputs/text_classification.png")
     measured = "train[80%:]" if options.validate else "test"
     try:
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     )
     print(f"\n{report(results)}")
     if not options.validate:
-        draw(results, test, options.output)
+        draw(results, test, shown.name, options.output)
         print(f"Drawn: {options.output}")
     return results
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,17 @@ def word_vectors() -> NDArray[np.float32]:
     return np.concatenate([np.zeros_like(vectors[:1]), vectors])
 
 
+@functools.cache
+def _tokenizer() -> Any:
+    # Kept, since reading its 32,000 tokens takes far longer than a few hundred texts do.
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER.locate()))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def tokenize(texts: Sequence[str], length: int) -> NDArray[np.int32]:
     """Turns texts into token numbers, `(texts, length)`: cut at `length`, 0 for padding.
 
@@ -44,11 +57,7 @@ def tokenize(texts: Sequence[str], length: int) -> NDArray[np.int32]:
     Raises:
         ImportError: If the package with the vocabulary, or `tokenizers`, is not installed.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(TOKENIZER.locate()))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = _tokenizer()
     numbers = np.zeros((len(texts), length), np.int32)
     for row, text in zip(numbers, texts, strict=True):
         tokens = tokenizer.encode(text, add_special_tokens=False).ids[:length]

@@ -95,13 +95,15 @@ def _read_dataset(data: tf.data.Dataset) -> Labelled:
             "The data set has no end, so examples cannot be chosen from all of it. "
             "Received: a data set that repeats. Call this before `.repeat()`."
         )
-    parts = [
-        np.asarray(label) for label in data.map(lambda _, label, *__: label).as_numpy_iterator()
-    ]
+    labels = data.map(lambda _, label, *__: label)
+    is_single = spec[1].shape.rank == 0
+    if is_single:
+        labels = labels.batch(1024)  # Python takes longer over each element than over its label.
+    parts = [np.asarray(part) for part in labels.as_numpy_iterator()]
     if not parts:
         raise ValueError("There are no examples, so there is nothing to choose from.")
-    if spec[1].shape.rank == 0:
-        return Labelled(data, _flat(np.stack(parts)))
+    if is_single:
+        return Labelled(data, _flat(np.concatenate(parts)))
     return Labelled(data, np.concatenate([_flat(part) for part in parts]), len(parts[0]))
 
 

@@ -1,5 +1,7 @@
 """The three examples, shortened: on small networks, a few examples and two seeds."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -46,6 +48,23 @@ def small_encoder(weights):
     return keras.Model(inputs, keras.layers.Dense(4, name="dense")(x))
 
 
+def shorten(example, makes_models, monkeypatch):
+    """Steps run eagerly, since tracing takes most of a short training, and a stage is one epoch."""
+    make, planned = getattr(example, makes_models), example.planned
+
+    def untraced(*args, **options):
+        model = make(*args, **options)
+        model.run_eagerly = True
+        return model
+
+    def one_epoch_each(plan, options):
+        plan = planned(plan, options)
+        return ktf.UnfreezingPlan([dataclasses.replace(stage, epochs=1) for stage in plan.stages])
+
+    monkeypatch.setattr(example, makes_models, untraced)
+    monkeypatch.setattr(example, "planned", one_epoch_each)
+
+
 def test_images_the_pretrained_network_sees_grey_as_it_saw_colours(monkeypatch):
     monkeypatch.setattr(image_classification, "efficientnet_lite0", small_network)
     colour = small_network(False, (16, 16, 3))
@@ -63,6 +82,7 @@ def test_images_the_shortened_comparison_runs_prints_and_draws(
     monkeypatch, data_dir, tmp_path, capsys
 ):
     monkeypatch.setattr(image_classification, "efficientnet_lite0", small_network)
+    shorten(image_classification, "new_model", monkeypatch)
     monkeypatch.delitem(image_classification.PLANS, "linear probing")
     picture = tmp_path / "images.png"
     results = image_classification.main(
@@ -81,9 +101,7 @@ def test_images_the_shortened_comparison_runs_prints_and_draws(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="the sentences are not here: see the Makefile")
-@pytest.mark.parametrize(
-    "model", ["Transformer", pytest.param("RNN", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("model", text_classification.MODELS)
 def test_texts_the_shortened_comparison_runs_prints_and_draws(
     model, monkeypatch, data_dir, tmp_path, capsys
 ):
@@ -91,7 +109,8 @@ def test_texts_the_shortened_comparison_runs_prints_and_draws(
     monkeypatch.setattr(minilm, "minilm", small_encoder)
     table = np.random.default_rng(0).normal(size=(32_001, 4))
     monkeypatch.setattr(word_vectors, "word_vectors", lambda: table)
-    monkeypatch.setattr(text_classification, "TOKENS", 6)
+    monkeypatch.setattr(text_classification, "TOKENS", 3)
+    shorten(text_classification, "_compiled", monkeypatch)
     monkeypatch.delitem(text_classification.CONTENDERS, "Transformer, linear probing")
     wanted = [name for name in text_classification.CONTENDERS if name.startswith(model)]
     picture = tmp_path / "texts.png"
@@ -127,7 +146,8 @@ def test_speech_the_shortened_comparison_runs_and_says_that_its_voices_are_synth
     monkeypatch, data_dir, tmp_path, capsys
 ):
     monkeypatch.setattr(voice_encoder, "_LAYERS", 1)
-    monkeypatch.setattr(speech_classification, "SECONDS", 0.1)
+    monkeypatch.setattr(speech_classification, "SECONDS", 0.04)
+    shorten(speech_classification, "new_model", monkeypatch)
     for name in ("linear probing", speech_classification.RANDOM):
         monkeypatch.delitem(speech_classification.PLANS, name)
     picture = tmp_path / "speech.png"
