@@ -92,8 +92,8 @@ def target_task(data_dir: Path | str = DATA_DIR) -> tuple[Examples, Examples]:
 
 def as_arrays(digits: tf.data.Dataset) -> Examples:
     """Reads a whole set."""
-    images, labels = zip(*digits.as_numpy_iterator(), strict=True)
-    return Examples(np.stack(images), np.array(labels))
+    images, labels = zip(*digits.batch(500).as_numpy_iterator(), strict=True)
+    return Examples(np.concatenate(images), np.concatenate(labels))
 
 
 def small_cnn() -> keras.Model:

@@ -26,7 +26,8 @@ ARCHIVE = rated_sentences.FOLDER / rated_sentences.SDIST
 def read(builder, data_dir):
     """Both splits as arrays, by the package's own door, and the facts."""
     splits, spec = ktf.data.load(builder, ["train", "test"], batch_size=None, data_dir=data_dir)
-    return [tuple(map(np.array, zip(*s.as_numpy_iterator(), strict=True))) for s in splits], spec
+    batches = [zip(*split.batch(500).as_numpy_iterator(), strict=True) for split in splits]
+    return [tuple(map(np.concatenate, parts)) for parts in batches], spec
 
 
 def as_set(images):
@@ -61,7 +62,7 @@ def test_splits_are_disjoint_balanced_and_hold_all_images_under_their_labels(
 
 
 def test_a_prepared_set_is_found_by_name_and_classes_have_their_names(data_dir):
-    read(AnimalSilhouettes, data_dir)
+    AnimalSilhouettes(data_dir=data_dir).download_and_prepare()
     _, spec = ktf.data.load(
         "animal_silhouettes", "test", image_size=32, data_dir=data_dir, download=False
     )
@@ -76,7 +77,12 @@ def test_sentences_are_read_as_they_were_rated_and_none_twice(data_dir):
     assert spec.class_names == ("negative", "positive")
     assert spec.examples == {"train": 3196, "test": 1000}
     train, test = (
-        {text.decode(): int(label) for text, label in s.as_numpy_iterator()} for s in splits
+        {
+            text.decode(): int(label)
+            for batch in split.batch(500).as_numpy_iterator()
+            for text, label in zip(*batch, strict=True)
+        }
+        for split in splits
     )
     assert not set(train) & set(test)
     assert sum(test.values()) == 500

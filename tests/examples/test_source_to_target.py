@@ -6,7 +6,7 @@ from examples import source_to_target
 
 @pytest.fixture(scope="module")
 def source(data_dir):
-    return source_to_target.train_source(3, data_dir)
+    return source_to_target.train_source(1, data_dir)
 
 
 def test_every_layer_of_the_source_is_carried_over_bit_for_bit(source):
