@@ -42,7 +42,22 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def leave_unusual_cases_to_exhaustive_runs(config, items):
+    wanted, found = set(), set()
+    for item in items:
+        if usual := item.get_closest_marker("usually"):
+            test, _, case = item.nodeid.removesuffix("]").partition("[")
+            wanted.update((test, name) for name in usual.args)
+            found.add((test, case))
+            if case not in usual.args:
+                item.add_marker(pytest.mark.exhaustive)
+    if wanted - found and not any("[" in argument for argument in config.args):
+        raise pytest.UsageError(f"`usually` names cases that are not there: {wanted - found}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config, items):
+    leave_unusual_cases_to_exhaustive_runs(config, items)
     if "exhaustive" not in config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("exhaustive"):

@@ -202,9 +202,9 @@ SPARSE, ONE_HOT, BINARY = (
 )
 
 
-def classifier(loss=SPARSE, head=None):
+def classifier(loss=SPARSE, head=None, **options):
     model = ktf.TransferModel(toys.backbone(), head or ClassificationHead(3), groups="blocks")
-    model.compile("adam", loss)
+    model.compile("adam", loss, **options)
     return model
 
 
@@ -284,7 +284,7 @@ def test_labels_of_validation_data_are_looked_at_too(as_data_set):
 def test_labels_that_fit_are_let_pass(loss, head, labels):
     if getattr(loss, "ignore_class", None) is not None:
         labels = np.where(labels < 0, loss.ignore_class, labels)
-    classifier(loss, head).fit(X, labels, verbose=0)
+    classifier(loss, head, run_eagerly=True).fit(X, labels, verbose=0)
 
 
 def test_a_plan_among_the_callbacks_is_an_error_that_says_how_to_wrap_it():
@@ -328,7 +328,8 @@ def test_targets_of_another_width_than_the_head_are_an_error(loss, outputs, shap
 
 @pytest.mark.parametrize(("outputs", "shape"), [(1, (6,)), (1, (6, 1)), (2, (6, 2)), (3, (6, 3))])
 def test_targets_of_the_width_of_the_head_are_let_pass(outputs, shape):
-    classifier("mse", REGRESSION(outputs)).fit(X, np.ones(shape), verbose=0)
+    model = classifier("mse", REGRESSION(outputs), run_eagerly=True)
+    model.fit(X, np.ones(shape), verbose=0)
 
 
 def test_targets_for_each_position_of_a_sequence_are_let_pass():

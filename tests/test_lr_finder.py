@@ -11,7 +11,7 @@ import keras_transfer as ktf
 from keras_transfer import _keras_internals
 from keras_transfer.lr_finder import find_lr
 from keras_transfer.optimizers import discriminative, find_discriminative
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(96, 6)).astype("float32")
@@ -132,18 +132,21 @@ MODELS = {
 }
 
 
+SELDOM = pytest.mark.exhaustive
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "trained"),
     [
         ("stock", None, True),
         ("stock", "all", False),
-        ("transfer", None, True),
-        ("schedule", "top", True),
+        pytest.param("transfer", None, True, marks=SELDOM),
+        pytest.param("schedule", "top", True, marks=SELDOM),
         ("averages", "all", True),
-        ("accumulation", None, True),
+        pytest.param("accumulation", None, True, marks=SELDOM),
         ("loss scaling", "all", True),
         ("several steps at once", "probe", True),
-        ("eager", None, True),
+        pytest.param("eager", None, True, marks=SELDOM),
         ("by hand", None, False),
     ],
 )

@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from tests.replicas import run_in_child
-from tests.workers import Workers, run_workers
+from tests.processes import run_in_child
+from tests.workers import run_workers, start_workers
 
 MODULE = "tests.workers.training"
 CASES = ("stock", "batch_norm")
@@ -92,13 +92,11 @@ def test_callbacks_that_write_from_every_worker_are_refused_in_all(workers):
 
 def test_a_killed_worker_ends_the_others_and_all_go_on_when_started_again(tmp_path):
     kept = tmp_path / "kept"
-    with Workers(MODULE, f"resumable:{kept}:1") as both:
-        code, _, _ = both.wait(1)
-        assert code == -signal.SIGKILL
-        code, found, errors = both.wait(0, timeout=120)
-    assert code not in (0, -signal.SIGKILL)
-    assert found == []
-    assert "UnavailableError" in errors
+    with start_workers(MODULE, f"resumable:{kept}:1") as (left, killed):
+        assert killed.wait() == -signal.SIGKILL
+        assert left.wait(timeout=120) not in (0, -signal.SIGKILL)
+        assert left.results == []
+        assert "UnavailableError" in left.err
     (unbroken,) = run_in_child(MODULE, f"resumable:{tmp_path / 'other'}:none")
     for (resumed,) in run_workers(MODULE, f"resumable:{kept}:none"):
         assert resumed["loss"] == pytest.approx(unbroken["loss"], abs=1e-5)

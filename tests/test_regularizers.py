@@ -9,7 +9,7 @@ from keras_transfer.optimizers import DiscriminativeOptimizer, discriminative, f
 from keras_transfer.regularizers import L2SP
 from tests.callbacks import toys
 from tests.optimizers.toys import gradient
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 PLAN = ktf.UnfreezingPlan(
     [

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import keras_transfer as ktf
 from keras_transfer import _strategy_checks
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 pytestmark = pytest.mark.distributed
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_transfer._replica_shares import ReplicaShares, examples_that_weigh, loss_reduction
 from keras_transfer.features._batch_sizes import even_batches, last_batch_size
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 CASES = ("arrays", "cached", "eager", "generator", "sum", "by_weight", "synchronized")
 

@@ -11,7 +11,7 @@ import keras_transfer as ktf
 from keras_transfer.callbacks import AutoSurgical, GradualUnfreezing
 from keras_transfer.optimizers import find_discriminative
 from tests.callbacks import toys
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 PLAN = ktf.UnfreezingPlan(
     [ktf.Stage("probe", depth=1, epochs=1), ktf.Stage("top", depth=2, epochs=2)]

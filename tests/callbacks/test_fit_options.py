@@ -19,6 +19,13 @@ FIT_OPTIONS = {
 }
 
 
+@pytest.mark.usually(
+    "class_weight-transfer",
+    "sample_weight-functional",
+    "validation_split-transfer",
+    "steps_per_epoch-transfer",
+    "batch_size-functional",
+)
 @pytest.mark.parametrize("make", [toys.functional, toys.transfer])
 @pytest.mark.parametrize("name", FIT_OPTIONS)
 def test_options_of_fit(make, name):
@@ -64,6 +71,9 @@ MODELS = {
 }
 
 
+@pytest.mark.usually(
+    "add_loss-wrapped", "regularizers-stock", "dropout, whose seed is state-wrapped"
+)
 @pytest.mark.parametrize("make", [stock, wrapped])
 @pytest.mark.parametrize("name", MODELS)
 def test_models(make, name):

@@ -16,6 +16,7 @@ from tests.callbacks.toys import (
 )
 
 
+@pytest.mark.usually("True-transfer", "False-stock")
 @pytest.mark.parametrize("make", [stock, transfer])
 @pytest.mark.parametrize("froze_first", [True, False])
 def test_only_the_groups_of_the_stage_move(make, froze_first):

@@ -75,6 +75,7 @@ def transfer_with(step):
     return with_step(step, ktf.TransferModel)(toys.backbone(), head, groups="blocks")
 
 
+@pytest.mark.usually("Counted-transfer_with", "WithTape-stock_with")
 @pytest.mark.parametrize("make", [stock_with, transfer_with])
 @pytest.mark.parametrize("step", [Counted, WithTape])
 def test_a_users_own_train_step_goes_on_working(make, step):

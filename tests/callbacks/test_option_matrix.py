@@ -55,6 +55,14 @@ def test_every_pair_is_there():
     )
 
 
+@pytest.mark.usually(
+    "functional-plain-float32-adam",
+    "functional-jit_compile-mixed_float16-adamw",
+    "stock-plain-mixed_float16-momentum",
+    "stock-steps_per_execution-mixed_bfloat16-adam",
+    "subclassed-run_eagerly-mixed_float16-adam",
+    "transfer-steps_per_execution-mixed_float16-lion",
+)
 @pytest.mark.parametrize("combination", pairwise(), ids="-".join)
 def test_each_stage_moves_what_it_trains_and_nothing_else(combination):
     model_name, mode, precision, optimizer = combination

@@ -114,6 +114,7 @@ RULES = {
 }
 
 
+@pytest.mark.usually("by hand-False", "plateau-True")
 @pytest.mark.parametrize(
     ("rule", "scaled"),
     [("by hand", False), ("scheduler", False), ("plateau", False), ("plateau", True)],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 from tests.replicas.unfreezing import BATCH_NORM
 
 CASES = ("stock/froze_first", "stock/as_it_is", "transfer/froze_first", "transfer/as_it_is")

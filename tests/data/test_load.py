@@ -1,8 +1,5 @@
 import base64
 import os
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -12,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from keras_transfer.data import TaskSpec, load
 from tests.data import builders
+from tests.processes import run_code
 
 
 def read(dataset):
@@ -348,4 +346,4 @@ def test_folders_need_no_tensorflow_datasets_and_names_say_which_extra(tmp_path)
         else:
             raise AssertionError("no error")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    run_code(script)

@@ -166,6 +166,7 @@ def scalars(path):
     return found
 
 
+@pytest.mark.usually("1")
 @pytest.mark.filterwarnings("ignore:`EarlyStopping` ends the whole training:UserWarning")
 @pytest.mark.parametrize("patience", [1, 2])
 def test_early_stopping_stops_the_whole_training(patience):
@@ -197,6 +198,7 @@ class StopAt(keras.callbacks.Callback):
         setattr(self, hook, stop)
 
 
+@pytest.mark.usually("on_train_batch_end-5", "on_epoch_end-2", "on_test_end-3")
 @pytest.mark.parametrize(
     ("hook", "call"),
     [
@@ -216,6 +218,7 @@ def test_stop_training_means_what_it_means_to_keras(hook, call):
 # --- Where a training begins ------------------------------------------------------------------
 
 
+@pytest.mark.usually("2")
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_training_may_begin_at_a_later_epoch(epoch):
     made, _ = assert_one_training(initial_epoch=epoch)
@@ -250,6 +253,7 @@ def killed_and_resumed(way, folder, epoch, plan=PLAN):
     return run(way, adam, [keras.callbacks.BackupAndRestore(folder)], plan)
 
 
+@pytest.mark.usually("1")
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_resumed_training_is_the_one_that_was_never_killed(tmp_path, epoch):
     whole, recorder = run("cached", lambda: dense_model(optimizer="adam"))

@@ -143,6 +143,7 @@ def test_the_argument_is_checked():
 # --- What trains early and is frozen later ----------------------------------------------------
 
 
+@pytest.mark.usually("FeatureCache-trains1-2", "<lambda>-trains2-1", "<lambda>-trains3-2")
 @pytest.mark.parametrize(
     ("make_cache", "trains", "passes"),
     [

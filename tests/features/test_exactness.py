@@ -103,6 +103,7 @@ def test_with_sample_weights_several_metrics_and_several_steps_per_execution():
     assert_exact(build, x, y, plan=PLAN, sample_weight=weights, validation_data=inputs(10, seed=3))
 
 
+@pytest.mark.usually("mixed_float16")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_in_mixed_precision(policy):
     def build(seed=0):
@@ -130,6 +131,7 @@ def classifier(backbone):
     return model
 
 
+@pytest.mark.usually("MobileNetV2")
 @pytest.mark.parametrize(
     ("name", "options", "plan"),
     [("MobileNetV2", {"alpha": 0.35}, PLAN), ("ResNet50", {}, HEAD_ONLY)],

@@ -36,7 +36,7 @@ def arrays(count=COUNT, seed=0):
     return {"a": x[:, :3], "b": x[:, 3:]}, {"one": y[:, :1], "two": y[:, 1:]}
 
 
-def two_in_two_out(structure=dict, seed=0):
+def two_in_two_out(structure=dict, seed=0, **options):
     a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
     dense = dense_backbone(seed=seed)
     x = keras.layers.Concatenate()([a, b])
@@ -45,7 +45,7 @@ def two_in_two_out(structure=dict, seed=0):
     start = keras.Input((8,))
     outputs = {name: keras.layers.Dense(1, name=name)(start) for name in ("one", "two")}
     model = ktf.TransferModel(backbone, keras.Model(start, outputs, name="head"), groups="blocks")
-    model.compile("adam", {"one": "mse", "two": "mae"})
+    model.compile("adam", {"one": "mse", "two": "mae"}, **options)
     model.freeze()
     return model
 
@@ -108,6 +108,7 @@ def reference():
     return run
 
 
+@pytest.mark.usually("dict", "tensors", "tf.data", "PyDataset", "generator")
 @pytest.mark.parametrize(
     "kind", ["dict", "list", "tuple", "tensors", "float64", "tf.data", "PyDataset", "generator"]
 )
@@ -190,6 +191,7 @@ def larger_than_said():
     return data.map(lambda x, y: (tf.concat([x, x + 1.0], 0), tf.concat([y, y], 0)))
 
 
+@pytest.mark.usually("irregular", "larger than said")
 @pytest.mark.parametrize(
     "make",
     [lambda: sliced(4, 7, 1, 9), lambda: sliced(3, 3, 5), odd_in_the_middle, larger_than_said],
@@ -437,7 +439,7 @@ def test_what_cannot_be_read_twice_is_trained_uncached_and_says_so(stream):
     if stream in ("lists of numbers", "strings as targets", "ragged"):
         return  # Keras, or this model, cannot train on them either
     data, options = make()
-    run = train(two_in_two_out, "auto", *data, epochs=2, **options)
+    run = train(lambda: two_in_two_out(run_eagerly=True), "auto", *data, epochs=2, **options)
     assert run.decision == f"Feature cache off: {reason}."
     assert run.passes == []
     assert len(run.history["loss"]) == 2
@@ -456,7 +458,7 @@ def test_a_generator_without_a_length_is_not_cached():
 )
 def test_what_runs_python_code_is_cached_only_on_demand(kind, name):
     data, options, _ = given(kind)
-    run = fit(two_in_two_out(), *data, epochs=2, **options)
+    run = fit(two_in_two_out(run_eagerly=True), *data, epochs=2, **options)
     assert run.decision == f"Feature cache off: {name} may yield other values each time."
     assert run.passes == []
 
@@ -491,5 +493,5 @@ class Steps(keras.callbacks.Callback):
 )
 def test_callbacks_are_told_how_many_steps_an_epoch_has(make, options, steps):
     told = Steps()
-    fit(two_in_two_out(), *make(), callbacks=[told], **options)
+    fit(two_in_two_out(run_eagerly=True), *make(), callbacks=[told], **options)
     assert told.steps == steps

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 
 @pytest.mark.distributed

@@ -4,8 +4,6 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
 import weakref
 
 import keras
@@ -29,6 +27,7 @@ from tests.features.toys import (
     inputs,
     train,
 )
+from tests.processes import Child
 
 X, Y = inputs()
 
@@ -454,6 +453,9 @@ DAMAGE = {
 }
 
 
+@pytest.mark.usually(
+    "truncated", "a bit flipped", "manifest changed", "manifest not JSON", "foreign"
+)
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_features_are_never_served(name, tmp_path, capsys):
     damage, message = DAMAGE[name]
@@ -527,31 +529,21 @@ def test_a_pass_that_fails_leaves_nothing(tmp_path):
 # --- Several processes ------------------------------------------------------------------------
 
 
-def child(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.features.storage_child", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-    )
-
-
 def test_killed_racing_and_later_processes(tmp_path, capsys):
     """One process is killed in its pass; two fill the same entry at once; a third finds it."""
     folder, meeting = tmp_path / "kept", tmp_path / "meeting"
     meeting.mkdir()
-    killed = child(folder, meeting, "killed")
-    racing = [child(folder, meeting, "racing") for _ in range(2)]
-    for process in (killed, *racing):
-        process.out, process.err = process.communicate(timeout=240)
-    assert killed.returncode == -signal.SIGKILL, killed.err
+    killed, *racing = (
+        Child("tests.features.storage_child", folder, meeting, role)
+        for role in ("killed", "racing", "racing")
+    )
+    assert killed.wait(timeout=240) == -signal.SIGKILL, killed.err
     assert "half way" in killed.out
+    for process in racing:
+        assert process.wait(timeout=240) == 0, process.err
+        assert process.out.count("Caching the features") == 1, "both were to fill it"
     half_written = [n for n in entries_of(folder) if n.startswith(".writing-")]
     assert len(half_written) == 1
-    for process in racing:
-        assert process.returncode == 0, process.err
-        assert process.out.count("Caching the features") == 1, "both were to fill it"
     (entry,) = [n for n in entries_of(folder) if not n.startswith(".")]
     # What the killed process had written was of the same data, and is not found.
     cache = FeatureCache(folder, key="shared")

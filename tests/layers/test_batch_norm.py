@@ -113,6 +113,7 @@ WANTED = {
 }
 
 
+@pytest.mark.usually("inference-nested", "freeze-flat", "train-nested")
 @pytest.mark.parametrize("make", [flat, nested])
 @pytest.mark.parametrize("batch_norm", WANTED)
 def test_the_policy_holds_in_every_stage_of_one_fit(make, batch_norm):
@@ -181,6 +182,7 @@ def stock(make):
     return keras.Model(inputs, head()(make()(inputs, training=False)))
 
 
+@pytest.mark.usually("freeze-nested", "train-flat")
 @pytest.mark.parametrize("make", [flat, nested])
 @pytest.mark.parametrize("batch_norm", ["freeze", "train"])
 def test_the_policy_of_the_callback_holds_on_a_stock_model(make, batch_norm):

@@ -51,6 +51,7 @@ def test_one_group_with_options_is_the_plain_optimizer_bit_by_bit(options, mode)
     assert toys.distance(plain, wrapped) == 0.0
 
 
+@pytest.mark.usually("global_clipnorm")
 @pytest.mark.parametrize("option", ["clipnorm", "clipvalue", "global_clipnorm"])
 def test_groups_at_rate_one_clip_as_the_plain_optimizer_does(option):
     # The global norm spans all groups: one clone's own would clip less.

@@ -2,18 +2,17 @@
 
 import pytest
 
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 CASES = (
     "sgd/clipnorm",
-    "lion/clipvalue",
-    "adamw/global_clipnorm",
     "muon/ema_overwrite",
     "adamw/accumulate_clip",
     "nadam/loss_scale",
     "by_hand/adamw",
     "take_over/adamw",
 )
+OTHER_CASES = ("lion/clipvalue", "adamw/global_clipnorm")
 CONTROL = "adamw/stock_clipnorm"
 OVERFLOWS = ("overflow/ours", "overflow/stock")
 
@@ -28,7 +27,16 @@ def results():
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_replicas_equal_one(results, case):
-    result = results[case]
+    check(results[case])
+
+
+@pytest.mark.exhaustive
+def test_two_replicas_equal_one_with_other_options():
+    for result in run_in_child("tests.optimizers.two_replicas", *OTHER_CASES):
+        check(result)
+
+
+def check(result):
     assert result["distance"] < 1e-5
     assert result["moved"] > 1e-2, "nothing was trained"
     assert result["steps"] == result["steps_of_two"]

@@ -70,6 +70,7 @@ def type_name(optimizer):
     return optimizer.name
 
 
+@pytest.mark.usually("adam", "adamw", "sgd_momentum")
 @pytest.mark.parametrize("name", problem.OPTIMIZERS)
 def test_groups_follow_torch_across_two_unfreezings(name):
     variables = make_variables()

@@ -1,14 +1,13 @@
 """A training that was killed, at any step or while it wrote, ends like one that was not."""
 
+import concurrent.futures
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.processes import Child
 from tests.reliability.runs import STEPS
 
 EPOCHS = {"by_steps": 6, "by_epochs": 5, "cached_set": 3, "stock": 4}
@@ -24,24 +23,28 @@ def writes_of(run, numbers):
     return [{"run": run, "write": (n, moment)} for n in numbers for moment in moments]
 
 
+def attempt(trial, folder):
+    """Runs a trial to its end: killed, and again without anything that kills. Returns the codes."""
+    folder.mkdir()
+    attempts = [trial]
+    if "step" in trial or "write" in trial:
+        if "then" in trial:
+            attempts.append({"run": trial["run"], "step": trial["then"]})
+        attempts.append({"run": trial["run"]})
+    script, log = "tests.reliability.attempt", folder / "log.txt"
+    return [Child(script, json.dumps(one), folder, log=log).wait() for one in attempts]
+
+
 def ends_of(trials, folder):
-    """Runs the trials and returns exit codes and ends, by number."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.forks", str(folder)],
-        input=json.dumps(trials),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"},
-        timeout=900,
-    )
-    assert finished.returncode == 0, finished.stderr
-    codes = json.loads(finished.stdout.splitlines()[-1])
-    ends = {}
-    for number in range(len(trials)):
-        path = folder / str(number)
-        assert (path / "end.npz").exists(), (trials[number], (path / "log.txt").read_text())
+    """Runs the trials, two at a time, and returns exit codes and ends."""
+    folders = [folder / str(number) for number in range(len(trials))]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as two:
+        codes = list(two.map(attempt, trials, folders))
+    ends = []
+    for trial, path in zip(trials, folders, strict=True):
+        assert (path / "end.npz").exists(), (trial, (path / "log.txt").read_text())
         with np.load(path / "end.npz") as archive:
-            ends[number] = dict(archive)
+            ends.append(dict(archive))
     return codes, ends
 
 
@@ -52,12 +55,12 @@ def check(trials, folder, capsys):
     lost = []
     for number, trial in enumerate(everything):
         if number < len(names):
-            assert codes[str(number)] == [0]
+            assert codes[number] == [0]
             continue
         whole = ends[names.index(trial["run"])]
         end = ends[number]
         kills = 2 if "then" in trial else 1
-        assert codes[str(number)] == [-signal.SIGKILL] * kills + [0], (trial, codes[str(number)])
+        assert codes[number] == [-signal.SIGKILL] * kills + [0], (trial, codes[number])
         different = [k for k in whole.keys() | end.keys() if not _same(whole.get(k), end.get(k))]
         if different:
             lost.append((trial, sorted(different)))

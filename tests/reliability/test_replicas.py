@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.replicas import run_in_child
+from tests.processes import run_in_child
 
 pytestmark = pytest.mark.distributed
 

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-import textwrap
 import zipfile
 
 import h5py
@@ -11,6 +8,7 @@ import safetensors.numpy
 
 from keras_transfer.weights import named_weights, transfer_weights
 from keras_transfer.weights.sources import open_source
+from tests.processes import run_code, run_in_child
 from tests.weights import models
 
 
@@ -194,29 +192,11 @@ def test_safetensors_is_asked_for_only_when_it_is_needed(tmp_path):
         else:
             raise AssertionError("no error")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    run_code(script)
 
 
 @pytest.mark.distributed
 def test_both_replicas_get_the_weights():
-    script = """
-        import keras, numpy as np, tensorflow as tf
-        from keras_transfer.weights import transfer_weights
-        from tests.weights import models
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        two = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(cpu, two)
-        source = models.randomize(models.classifier(5))
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        with strategy.scope():
-            target = models.classifier(5)
-        transfer_weights(source, target)
-        for variable, wanted in zip(target.weights, source.get_weights(), strict=True):
-            copies = strategy.experimental_local_results(variable.value)
-            assert len(copies) == 2
-            for copy in copies:
-                np.testing.assert_array_equal(copy.numpy(), wanted)
-        back = models.backbone()
-        transfer_weights(target, back)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    (found,) = run_in_child("tests.replicas.carrying")
+    assert found["copies"] == [[wanted, wanted] for wanted in found["wanted"]]
+    assert found["back"] == found["wanted"][: len(found["back"])]
