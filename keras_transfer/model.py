@@ -102,6 +102,8 @@ class TransferModel(keras.Model):
         self._shapes: tuple[Any, Any] | None = None
         if backbone.is_functional:
             inputs = backbone.symbolic_inputs()
+            # With everything built, Keras does not trace the whole call once more to build it.
+            self._call_head(backbone.symbolic_outputs(), None)
             self._shapes = (_shapes_of(inputs), _shapes_of(self(inputs)))
             # As a functional model: a subclass may still give itself metrics and layers.
             _keras_internals.unlock_state(self)

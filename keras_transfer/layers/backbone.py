@@ -165,6 +165,12 @@ class PretrainedBackbone(keras.layers.Layer):
             lambda t: keras.KerasTensor(t.shape, t.dtype), functional.input
         )
 
+    def symbolic_outputs(self) -> Any:
+        """Returns symbolic tensors with the structure, shapes and types of the outputs."""
+        return keras.tree.map_structure(
+            lambda t: keras.KerasTensor(t.shape, t.dtype), self._functional.output
+        )
+
     @property
     def graph(self) -> FunctionalGraph:
         """The wrapped model's graph.
