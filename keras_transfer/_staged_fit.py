@@ -412,7 +412,12 @@ class StagedFit:
             and all(isinstance(one, tf.TensorSpec) and one.shape.rank for one in flat)
             and _keras_internals.has_plain_steps(type(model))
         ):
-            _keras_internals.build_metrics(model, specs)
+            try:
+                _keras_internals.build_metrics(model, specs)
+            except Exception:
+                # Such as a metric that needs the sample weights of `class_weight`, or targets that
+                # are missing: the first step goes on as it would have, or fails in Keras's words.
+                return
 
     def _open(self, stage: int, done: int) -> SegmentData:
         """Returns what Keras's `fit` is to read in a stage, past the first `done` batches."""

@@ -372,3 +372,20 @@ def test_each_stage_traces_its_step_once(as_data_set):
     unfreezing = ktf.callbacks.GradualUnfreezing(plan, verbose=0)
     model.fit(**given, callbacks=[unfreezing], cache_features=False, verbose=0)
     assert len(trained) == 2
+
+
+def test_metrics_that_cannot_be_made_before_the_first_step_are_made_in_it():
+    class SumOfWeights(keras.metrics.Sum):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            super().update_state(keras.ops.convert_to_tensor(sample_weight))
+
+    x, y = data()
+    model = ktf.TransferModel(backbone(), keras.layers.Dense(3, "softmax"))
+    model.compile(
+        "adam", "sparse_categorical_crossentropy", weighted_metrics=[SumOfWeights(name="weights")]
+    )
+    unfreezing = ktf.callbacks.GradualUnfreezing(ktf.recipes.linear_probe(epochs=1), verbose=0)
+    fitted = model.fit(
+        x, y, class_weight={0: 2.0, 1: 2.0, 2: 2.0}, callbacks=[unfreezing], verbose=0
+    )
+    assert fitted.history["weights"] == [2.0 * len(x)]
