@@ -2,4 +2,5 @@
 
 import sys
 
-exec(compile(sys.argv[1], "<a test's code>", "exec"), {"__name__": "__main__"})
+if __name__ == "__main__":
+    exec(compile(sys.argv[1], "<a test's code>", "exec"), {"__name__": "__main__"})
