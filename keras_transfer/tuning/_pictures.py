@@ -23,7 +23,7 @@ def draw(trials: Sequence[Any], oracle: Any, axes: Any = None) -> list[Any]:
         raise ValueError("No trial was completed, so there is nothing to draw.")
     names = _drawn_parameters(done, oracle)
     drawn = _axes(axes, 1 + len(names))
-    order = {name: number + 1 for number, name in enumerate(oracle.start_order)}
+    order = {name: number for number, name in enumerate(oracle.start_order)}  # as they are named
     _draw_trials(drawn[0], trials, order, oracle.objective)
     for ax, name in zip(drawn[1:], names, strict=True):
         _draw_parameter(ax, done, name, oracle)

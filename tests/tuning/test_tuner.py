@@ -86,6 +86,8 @@ def test_a_search_in_one_line_has_everything_in_its_result(tmp_path, capsys):
     axes = result.plot()
     assert [ax.get_xlabel() for ax in axes] == ["trial", "head_lr", "stage_2_lr_ratio"]
     assert [ax.get_xscale() for ax in axes] == ["linear", "log", "log"]
+    (best_line,) = [line for line in axes[0].lines if line.get_label() == "best trial"]
+    assert list(best_line.get_xdata()) == [int(result.trials[0].trial_id)]
     assert {label.get_text() for label in axes[0].get_legend().get_texts()} == {
         "best so far", "completed", "best trial", "failed",
     }  # fmt: skip
