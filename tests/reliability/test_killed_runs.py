@@ -83,7 +83,7 @@ def _same(a, b):
 
 def test_a_killed_training_ends_like_one_that_was_not(tmp_path, capsys):
     trials = [
-        *steps_of("by_steps"),
+        *steps_of("by_steps", every=2),
         *steps_of("by_epochs", every=3),
         *steps_of("cached_set", every=3),
         *steps_of("stock", every=3),
