@@ -11,7 +11,6 @@ import os
 import pathlib
 import runpy
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
@@ -27,7 +26,7 @@ class Child:
     Args:
         module: Dotted name of the module, which finds its arguments in `sys.argv`.
         arguments: Strings.
-        environment: Variables to set before the script runs.
+        environment: Variables to set before the script runs. It sees no GPU.
         log: A file that what is printed is added to. Kept apart as `out` and `err` if not given.
     """
 
@@ -50,9 +49,8 @@ class Child:
         return self._process.exitcode
 
     def kill(self):
-        """Ends it at once, and everything that it has written with it."""
-        if self._process.is_alive():
-            os.kill(self._process.pid, signal.SIGKILL)
+        """Ends it at once, if it has not ended."""
+        self._process.kill()
         self._process.join()
 
     @property
@@ -75,7 +73,7 @@ def _run(module, arguments, environment, out, err):
     for path, descriptor in ((out, 1), (err, 2)):
         with open(path, "a") as file:
             os.dup2(file.fileno(), descriptor)
-    os.environ.update(environment)
+    os.environ.update({"CUDA_VISIBLE_DEVICES": "-1", **environment})
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

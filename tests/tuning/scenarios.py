@@ -1,6 +1,7 @@
 """Searches that are interrupted and killed, each run in a process of its own."""
 
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -94,3 +95,7 @@ def slow_worker(directory):
 def run(name, directory):
     tf.config.threading.set_intra_op_parallelism_threads(1)
     getattr(sys.modules[__name__], name)(directory)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], pathlib.Path(sys.argv[2]))

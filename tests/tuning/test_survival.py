@@ -1,24 +1,11 @@
 """Searches that are interrupted, killed and damaged, and workers that die: real processes."""
 
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import pytest
 
 from keras_transfer.tuning._state_files import read_state
+from tests.processes import Child
 from tests.tuning import scenarios, toys
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+from tests.workers import free_ports
 
 
 def role(name, port):
@@ -34,20 +21,15 @@ def trials_of(directory):
 
 
 def run_together(folder, scenarios):
-    """Runs scenarios in forks of one process; returns exit codes and all that they printed."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.tuning.forks", str(folder)],
-        input=json.dumps(scenarios),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
-        timeout=300,
-        check=False,
-    )
-    logs = "\n".join(path.read_text() for path in folder.rglob("*.log"))
-    assert result.returncode == 0, result.stderr + logs
-    return json.loads(result.stdout.splitlines()[-1]), logs
+    """Runs scenarios at the same time; returns exit codes and all that they printed."""
+    children = {}
+    for name, directory, environment in scenarios:
+        (folder / directory).mkdir(parents=True, exist_ok=True)
+        log = folder / directory / f"{environment.get('KERASTUNER_TUNER_ID', name)}.log"
+        arguments = ("tests.tuning.scenarios", name, folder / directory)
+        children[name] = Child(*arguments, environment=environment, log=log)
+    codes = {name: child.wait(timeout=300) for name, child in children.items()}
+    return codes, "\n".join(path.read_text() for path in folder.rglob("*.log"))
 
 
 @pytest.mark.slow
@@ -72,7 +54,7 @@ def test_a_search_that_was_interrupted_and_killed_runs_only_the_broken_trial_aga
 @pytest.mark.distributed
 @pytest.mark.exhaustive
 def test_a_dead_workers_trial_is_run_by_another_and_the_chief_ends(tmp_path):
-    port = free_port()
+    (port,) = free_ports(1)
     codes, logs = run_together(
         tmp_path,
         [
