@@ -17,6 +17,7 @@ from keras_transfer.features._graph_text import describe_ancestors
 from keras_transfer.features._prefix import Prefix
 
 CHUNK_ROWS = 256
+WORDS_OF_A_ROW = 2048
 
 
 def prefix_fingerprint(prefix: Prefix, point: EntryPoint, inputs: Any) -> str:
@@ -52,9 +53,9 @@ def prefix_fingerprint(prefix: Prefix, point: EntryPoint, inputs: Any) -> str:
 def weights_checksum(model: Any, point: EntryPoint) -> Callable[[], bytes]:
     """Returns a function that takes a checksum of the weights and statistics before a point.
 
-    It is asked twice in every epoch, which in a cached stage takes less than a tenth of a
-    second. Reading the variables one by one takes as long as a traced graph does, without the
-    half second that the tracing takes.
+    It is asked twice in every epoch, which may take no time beside an epoch on features. Reading
+    the variables one by one takes as long as a traced graph does, without the half second that
+    the tracing takes.
     """
     groups = model.backbone.layer_groups[: point.start]
     weights = [w.value for group in groups for layer in group.layers for w in layer.weights]
@@ -62,10 +63,30 @@ def weights_checksum(model: Any, point: EntryPoint) -> Callable[[], bytes]:
     def checksum() -> bytes:
         digest = hashlib.sha256()
         for weight in weights:
-            digest.update(_read(weight).numpy().reshape(-1).view(np.uint8))
+            update_with_sums(digest, np.asarray(_read(weight)))
         return digest.digest()
 
     return checksum
+
+
+def update_with_sums(digest: Any, array: np.ndarray) -> None:
+    """Updates a hash with an array's sums: a fourth of the time that hashing each byte takes.
+
+    The words of the array are laid out as a table, whose rows and columns are added up. A word
+    that has changed changes the sum of its row; two that were exchanged change those of their
+    rows or of their columns. It is no fingerprint to tell apart the work of an adversary.
+
+    Args:
+        digest: The hash, of `hashlib`.
+        array: Any array; one of less than 16 kB is hashed byte by byte.
+    """
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    whole_rows = len(content) - len(content) % (8 * WORDS_OF_A_ROW)
+    if whole_rows:
+        table = content[:whole_rows].view(np.uint64).reshape(-1, WORDS_OF_A_ROW)
+        digest.update(table.sum(axis=0))
+        digest.update(table.sum(axis=1))
+    digest.update(content[whole_rows:])
 
 
 def _read(variable: Any) -> tf.Tensor:
