@@ -27,14 +27,12 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _RECURRENT = (keras.layers.GRUCell, keras.layers.LSTMCell, keras.layers.SimpleRNNCell)
 
 
-def first_convolution_kernel(weights: Sequence[NamedWeight]) -> NamedWeight:
-    """Returns the kernel of the first convolution, in layer order."""
+def first_convolution_kernel(weights: Sequence[NamedWeight]) -> NamedWeight | None:
+    """Returns the kernel of the first convolution in layer order, if there is one."""
     for weight in weights:
         if isinstance(weight.layer, _CONVOLUTIONS) and weight.variable.name == "kernel":
             return weight
-    raise ValueError(
-        "`first_conv` is for a target with a convolution, and there is none. Leave it out."
-    )
+    return None
 
 
 def differ_in_channels_only(source: tuple[int, ...], target: tuple[int, ...]) -> bool:

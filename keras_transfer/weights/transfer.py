@@ -22,11 +22,12 @@ Array = NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A line of the report, and the value to assign (`None`: the weight stays)."""
+    """A line of the report, the value to assign (`None`: the weight stays), and what would help."""
 
     weight: NamedWeight
     line: TransferredWeight
     value: Array | None = None
+    remedy: str = ""
 
 
 def transfer_weights(
@@ -155,9 +156,12 @@ class _Changes:
         self.layout = layout
         self.first_conv = first_conv
         self.class_names = class_names
-        self.first_kernel = None
-        if first_conv is not None:
-            self.first_kernel = shape_changes.first_convolution_kernel(weights)
+        self.first_kernel = shape_changes.first_convolution_kernel(weights)
+        if first_conv is not None and self.first_kernel is None:
+            raise ValueError(
+                "`first_conv` is for a target with a convolution, and there is none. Leave it out."
+            )
+        self.last_layer = weights[-1].layer
         self.classifier = None
         if class_names is not None:
             self.classifier = self._find_classifier(matches, class_names)
@@ -182,7 +186,7 @@ class _Changes:
             return self._classes(weight, path, array)
         if before != weight.shape:
             reason = f"shape {before} in the source, {weight.shape} in the target"
-            return self._stays(weight, path, "skipped", reason)
+            return self._stays(weight, path, "skipped", reason, self._remedy(weight, before))
         if (array.dtype.kind in "iub") != (not keras.backend.is_float_dtype(weight.variable.dtype)):
             reason = f"{array.dtype} in the source, {weight.variable.dtype} in the target"
             return self._stays(weight, path, "skipped", reason)
@@ -254,10 +258,28 @@ class _Changes:
         line = TransferredWeight(weight.path, path, status, reason, weight.parameters, copied)
         return _Entry(weight, line, value)
 
-    def _stays(self, weight: NamedWeight, path: str | None, status: str, reason: str) -> _Entry:
-        return _Entry(
-            weight, TransferredWeight(weight.path, path, status, reason, weight.parameters, 0)
-        )
+    def _stays(
+        self, weight: NamedWeight, path: str | None, status: str, reason: str, remedy: str = ""
+    ) -> _Entry:
+        line = TransferredWeight(weight.path, path, status, reason, weight.parameters, 0)
+        return _Entry(weight, line, remedy=remedy)
+
+    def _remedy(self, weight: NamedWeight, shape: tuple[int, ...]) -> str:
+        """Returns the change of shape with a standard meaning that was not asked for, if any."""
+        if weight is self.first_kernel and shape_changes.differ_in_channels_only(
+            shape, weight.shape
+        ):
+            return (
+                " For another number of input channels, `first_conv='sum'` or `first_conv='mean'` "
+                "makes the first convolution fit."
+            )
+        is_last = weight.layer is self.last_layer and len(shape) > 0
+        if is_last and self.class_names is None and shape[:-1] == weight.shape[:-1]:
+            return (
+                " For other classes, `class_names=([the source's], [the target's])` copies those "
+                "that both have."
+            )
+        return ""
 
 
 def _refuse_mismatches(entries: Sequence[_Entry], source: Source, on_mismatch: str) -> None:
@@ -284,7 +306,9 @@ def _refuse_mismatches(entries: Sequence[_Entry], source: Source, on_mismatch: s
     remedy = "Say which belongs to which with `mapping={'target name': 'source name'}`"
     if not nothing:
         remedy += ", or leave these weights as they are with `on_mismatch='skip'`"
-    raise ValueError("\n".join([what, *lines, f"{remedy}.{_same_architecture(entries, source)}"]))
+    by_name = "".join(dict.fromkeys(entry.remedy for entry in skipped))
+    same = _same_architecture(entries, source)
+    raise ValueError("\n".join([what, *lines, f"{remedy}.{by_name}{same}"]))
 
 
 def _same_architecture(entries: Sequence[_Entry], source: Source) -> str:

@@ -188,6 +188,27 @@ def test_without_first_conv_other_channels_are_a_mismatch():
         transfer_weights(models.backbone(3), models.backbone(1))
 
 
+def test_changes_of_shape_with_a_standard_meaning_are_offered_by_name():
+    def said(source, target):
+        with pytest.raises(ValueError, match="on_mismatch='skip'") as caught:
+            transfer_weights(source, target)
+        return str(caught.value)
+
+    both = said(models.classifier(5, 3), models.classifier(2, 1))
+    assert "`first_conv='sum'` or `first_conv='mean'`" in both
+    assert "`class_names=([the source's], [the target's])`" in both
+    assert "class_names" not in said(models.classifier(5, 3), models.classifier(5, 1))
+    assert "first_conv" not in said(models.classifier(5, 3), models.classifier(2, 3))
+    # Another number of filters, and of a layer before the last, has no such meaning.
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(7, 3, name="stem")(inputs))
+    wider = keras.Model(inputs, keras.layers.Dense(6, name="features")(x))
+    text = said(models.backbone(), wider)
+    assert "stem/kernel: shape" in text
+    assert "first_conv" not in text
+    assert "class_names" not in text
+
+
 def test_first_conv_without_a_convolution_and_unknown_choices_are_refused():
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")])
     with pytest.raises(ValueError, match="`first_conv` is for a target with a convolution"):
