@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import tensorflow as tf
 
 import keras_transfer as ktf
 
@@ -35,15 +38,29 @@ def parse(
         default=Path("outputs/tensorflow_datasets"),
         help="where TensorFlow Datasets keeps the prepared data",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=_processes(),
+        help="trainings at a time; by default 2, or 1 on one core or beside a GPU",
+    )
     parser.add_argument("--output", type=Path, default=Path(output), help="the picture")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error(
             f"--seeds must be at least 2, or there is no spread. Received: {options.seeds}"
         )
+    if options.processes < 1:
+        parser.error(f"--processes must be at least 1. Received: {options.processes}")
     first = 100 if options.validate else 0
     options.seeds = range(first, first + (2 if options.quick else options.seeds))
     return options
+
+
+def _processes() -> int:
+    # Each process would take the whole memory of a GPU.
+    beside_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return 1 if beside_gpu else min(2, os.cpu_count() or 1)
 
 
 def planned(plan: ktf.UnfreezingPlan, options: argparse.Namespace) -> ktf.UnfreezingPlan:

@@ -9,7 +9,10 @@ baseline, and the pictures show what the trained models predict.
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +77,7 @@ def compare(
     num_classes: int,
     batch_size: int,
     seeds: Sequence[int],
+    processes: int = 1,
 ) -> list[Result]:
     """Trains each contender with each seed, and prints a line for each run.
 
@@ -87,47 +91,101 @@ def compare(
         batch_size: Training examples per step.
         seeds: A seed draws the training examples, the weights that start at random and the
             batches.
+        processes: Number of runs at a time. Short trainings keep one core busy, with Python that
+            traces them; with more than 1, each run is in a process other than this one.
 
     Returns:
         A result for each contender, in their order.
     """
-    labels = np.concatenate([label for _, label in test.batch(100).as_numpy_iterator()])
     few = {seed: ktf.data.few_shot(pool, per_class, seed) for seed in seeds}
+    done: dict[str, list[Any]] = {contender.name: [] for contender in contenders}
+    with contextlib.ExitStack() as stack:
+        submit = _call_now
+        if processes > 1:
+            spawn = multiprocessing.get_context("spawn")
+            executor = concurrent.futures.ProcessPoolExecutor(processes, spawn)
+            submit = stack.enter_context(executor).submit
+        # The baselines first: they train longest, and the last run should be a short one.
+        for contender in sorted(contenders, key=lambda each: each.baseline is not None):
+            measured = _arrays(contender.prepare(test))
+            for seed in seeds:
+                training = _arrays(contender.prepare(few[seed]))
+                run = _Run(contender, seed, training, measured, batch_size)
+                done[contender.name].append(submit(_train_and_say, run))
     results = []
     for contender in contenders:
-        accuracies, seconds, parameters, predicted = [], [], 0, []
-        measured = contender.prepare(test).batch(100)
-        for seed in seeds:
-            print(f"{contender.name}, seed {seed} ...", end=" ", flush=True)
-            keras.utils.set_random_seed(seed)
-            model = contender.model()
-            training = contender.prepare(few[seed])
-            training = training.shuffle(per_class * num_classes, seed=seed).batch(batch_size)
-            start = time.perf_counter()
-            history = model.fit(
-                training,
-                callbacks=[ktf.callbacks.GradualUnfreezing(contender.plan, verbose=0)],
-                shuffle=False,  # The data set shuffles; Keras warns of a default that it ignores.
-                verbose=0,
-            ).history
-            seconds.append(time.perf_counter() - start)
-            # Called, not `predict`: each model would trace a function for a few batches.
-            outputs = [np.asarray(model(batch, training=False)) for batch, _ in measured]
-            predicted.append(np.concatenate(outputs).argmax(axis=-1))
-            accuracies.append(float(np.mean(predicted[-1] == labels)))
-            parameters = int(history["trainable_parameters"][-1])
-            print(f"{accuracies[-1]:.3f} of {len(labels):,} right after {seconds[-1]:.0f} s")
+        outcomes = [future.result() for future in done[contender.name]]
         results.append(
             Result(
                 contender.name,
                 contender.baseline,
-                np.array(accuracies),
-                np.array(seconds),
-                parameters,
-                predicted[0],
+                np.array([outcome.accuracy for outcome in outcomes]),
+                np.array([outcome.seconds for outcome in outcomes]),
+                outcomes[-1].parameters,
+                outcomes[0].predicted,
             )
         )
     return results
+
+
+def _call_now(function: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_result(function(*args))
+    return future
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One training; it can be handed to another process."""
+
+    contender: Contender
+    seed: int
+    training: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    accuracy: float
+    seconds: float
+    parameters: int
+    predicted: np.ndarray
+
+
+def _train_and_say(run: _Run) -> _Outcome:
+    keras.utils.set_random_seed(run.seed)
+    model = run.contender.model()
+    training = tf.data.Dataset.from_tensor_slices(run.training)
+    training = training.shuffle(len(training), seed=run.seed).batch(run.batch_size)
+    start = time.perf_counter()
+    history = model.fit(
+        training,
+        callbacks=[ktf.callbacks.GradualUnfreezing(run.contender.plan, verbose=0)],
+        shuffle=False,  # The data set shuffles; Keras warns of a default that it ignores.
+        verbose=0,
+    ).history
+    seconds = time.perf_counter() - start
+    inputs, labels = run.test
+    # For one batch, tracing a function takes longer than it gains.
+    outputs = (
+        model(inputs, training=False)
+        if len(inputs) <= 250
+        else model.predict(inputs, batch_size=100, verbose=0)
+    )
+    predicted = np.asarray(outputs).argmax(axis=-1)
+    accuracy = float(np.mean(predicted == labels))
+    print(
+        f"{run.contender.name}, seed {run.seed}: {accuracy:.3f} of {len(labels):,} right "
+        f"after {seconds:.0f} s",
+        flush=True,
+    )
+    return _Outcome(accuracy, seconds, int(history["trainable_parameters"][-1]), predicted)
+
+
+def _arrays(examples: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    inputs, labels = zip(*examples.as_numpy_iterator(), strict=True)
+    return np.stack(inputs), np.stack(labels)
 
 
 def report(results: Sequence[Result]) -> str:

@@ -27,15 +27,17 @@ from examples.datasets.builders.animal_silhouettes import AnimalSilhouettes
 from examples.pretrained.efficientnet_lite0 import efficientnet_lite0, preprocessing
 
 SCRATCH = "from scratch"
+PROBE = "linear probing"
+FINE_TUNED = "probe, then top blocks"
 PLANS = {
-    "linear probing": ktf.recipes.linear_probe(epochs=10, peak_lr=1e-2),
-    "LP-FT": ktf.recipes.lp_ft(
-        probe_epochs=10,
-        fine_tune_epochs=8,
-        probe_lr=1e-2,
-        fine_tune_lr=1e-3,
-        lr_decay=0.3,
-        schedule="warmup_cosine",
+    PROBE: ktf.recipes.linear_probe(epochs=10, peak_lr=1e-2),
+    FINE_TUNED: ktf.UnfreezingPlan(
+        [
+            ktf.Stage("probe", depth=1, epochs=10, peak_lr=1e-2),
+            ktf.Stage(
+                "top", depth=2, epochs=8, peak_lr=1e-3, lr_decay=0.3, schedule="warmup_cosine"
+            ),
+        ]
     ),
     SCRATCH: ktf.recipes.full_fine_tuning(epochs=20, peak_lr=1e-3, schedule="one_cycle"),
 }
@@ -81,7 +83,7 @@ def draw(
     images, labels = (np.concatenate(list(part)) for part in zip(*test.batch(100), strict=True))
     # The first test image of each class: chosen before anything was predicted.
     shown = [int(np.flatnonzero(labels == label)[0]) for label in range(10)]
-    best = next(result for result in results if result.name == "LP-FT")
+    best = next(result for result in results if result.name == FINE_TUNED)
     for ax, index in zip(below.subplots(1, 10), shown, strict=True):
         ax.imshow(images[index, ..., 0], cmap="gray")
         right = best.predicted[index] == labels[index]
@@ -89,7 +91,7 @@ def draw(
         ax.set_xlabel("" if right else f"is {names[labels[index]]}")
         ax.set_xticks([], [])
         ax.set_yticks([], [])
-    below.suptitle("First test image of each class, as LP-FT's first seed names it")
+    below.suptitle("First test image of each class, as the first fine-tuned network names it")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -100,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--per-class", type=int, default=10, help="labelled images of each class")
     parser.add_argument("--image-size", type=int, default=48, help="height and width, in pixels")
-    parser.add_argument("--test-size", type=int, default=1000)
+    parser.add_argument("--test-size", type=int, default=250)
+    parser.add_argument("--probe", action="store_true", help="also train the head alone")
     options = parse(parser, arguments, output="outputs/image_classification.png")
     (pool, test), spec = ktf.data.load(
         AnimalSilhouettes,
@@ -118,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
             baseline=None if name == SCRATCH else SCRATCH,
         )
         for name in PLANS
+        if options.probe or name != PROBE
     ]
     shown = next(each for each in contenders if each.baseline and len(each.plan.stages) > 1)
     print(f"{shown.name}\n{ktf.describe(shown.model(), shown.plan)}\n")
@@ -129,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         num_classes=10,
         batch_size=20,
         seeds=options.seeds,
+        processes=options.processes,
     )
     print(f"\n{report(results)}")
     if not options.validate:

@@ -28,7 +28,7 @@ from examples.datasets.builders.spoken_words import SpokenWords, SyntheticVoices
 from examples.pretrained.mel_spectrogram import SAMPLE_RATE, MelSpectrogram
 from examples.pretrained.voice_encoder import voice_encoder
 
-SECONDS = 0.8  # of each clip's 1.6: an LSTM's time grows with the number of its steps
+SECONDS = 0.6  # of each clip's 1.6: an LSTM's time grows with the number of its steps
 DATA = {"real": SpokenWords, "synthetic": SyntheticVoices}
 SCRATCH = "from scratch"
 RANDOM = "random features, probed"
@@ -125,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         num_classes=num_classes,
         batch_size=num_classes * min(3, options.per_class),
         seeds=options.seeds,
+        processes=options.processes,
     )
     print(f"\n{report(results)}")
     if options.data == "synthetic":

@@ -97,7 +97,15 @@ def test_contenders_train_on_the_same_examples_and_are_measured_on_the_same_ones
     assert good.predicted.tolist() == data.labels[40:].tolist()
     assert good.parameters == 8 * 5 + 2 * 9
     printed = capsys.readouterr().out
-    assert "good, seed 3 ... 1.000 of 20 right after" in printed
+    assert "good, seed 3: 1.000 of 20 right after" in printed
+
+
+def test_the_number_of_processes_is_at_least_one(capsys):
+    assert parse(argparse.ArgumentParser(), ["--processes=3"], output="x.png").processes == 3
+    assert parse(argparse.ArgumentParser(), [], output="x.png").processes in (1, 2)
+    with pytest.raises(SystemExit):
+        parse(argparse.ArgumentParser(), ["--processes=0"], output="x.png")
+    assert "--processes must be at least 1. Received: 0" in capsys.readouterr().err
 
 
 def test_quick_runs_are_a_quarter_as_long_and_one_seed_has_no_spread(capsys):
@@ -113,3 +121,28 @@ def test_quick_runs_are_a_quarter_as_long_and_one_seed_has_no_spread(capsys):
     assert "--seeds must be at least 2, or there is no spread. Received: 1" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.exhaustive
+def test_runs_in_processes_of_their_own_come_to_the_same_numbers(capfd):
+    data = Data()
+    plan = ktf.recipes.full_fine_tuning(epochs=2, peak_lr=3e-2)
+    contenders = [Contender("a", model, plan, "b"), Contender("b", model, plan)]
+    here, there = (
+        compare(
+            contenders,
+            data(0, 40),
+            data(40, 60),
+            per_class=5,
+            num_classes=2,
+            batch_size=5,
+            seeds=(0, 3),
+            processes=processes,
+        )
+        for processes in (1, 2)
+    )
+    for one, other in zip(here, there, strict=True):
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.accuracies, other.accuracies)
+        np.testing.assert_array_equal(one.predicted, other.predicted)
+    assert capfd.readouterr().out.count("b, seed 3: ") == 2
