@@ -133,6 +133,19 @@ def test_a_huge_strength_keeps_the_backbone_and_not_the_head(optimizer):
     assert head_of_kept > 0.5 * head > 0
 
 
+def test_no_strength_is_too_large_where_a_warmup_starts_at_a_rate_of_zero():
+    body, head, groups = variables_and_groups()
+    before = [v.numpy() for v in body]
+    rate = keras.optimizers.schedules.PolynomialDecay(0.0, 1, 0.1)
+    optimizer = discriminative(keras.optimizers.Adam(rate), regularizer=L2SP(1e300))
+    optimizer.set_groups(groups)
+    optimizer.build([*body, *head])
+    for step in (1, 2):
+        optimizer.apply([gradient(v, step) for v in (*body, *head)], [*body, *head])
+    for variable, value in zip(body, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
 def test_more_strength_moves_the_backbone_less():
     distances = [moved(*train(strength))[0] for strength in (0.0, 300.0)]
     assert distances[0] > 2 * distances[1] > 0

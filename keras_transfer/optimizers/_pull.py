@@ -43,7 +43,9 @@ def pull(
             strategy.extended.update(value, _step, args=(start.value, rate), group=False)
 
     def _step(variable: Any, start: Any, rate: Any) -> Any:
-        kept = tf.cast(1.0 / (1.0 + rate * strength), variable.dtype)
+        # A strength that is infinite in the rate's dtype would make NaN of a rate of zero.
+        finite = min(strength, float(rate.dtype.max))
+        kept = tf.cast(1.0 / (1.0 + rate * finite), variable.dtype)
         return variable.assign(start + (variable - start) * kept)
 
     _keras_internals.merge_replicas(on_all_replicas, rate)
