@@ -1,7 +1,9 @@
 """Trains a trial in a process of its own, whose memory goes with it.
 
-The process is started afresh (`spawn`) and told over a pipe what to do. It has the objects of
-this process as `multiprocessing` hands them over, so functions are found by their names.
+The process is told over a pipe what to do. It has the objects of this process as
+`multiprocessing` hands them over, so functions are found by their names. On Linux it is forked
+from a server that has imported the package and done nothing else (a fork after TensorFlow's first
+operation hangs); elsewhere it is started afresh.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from keras_transfer.tuning._run_trial import train as train_here
 from keras_transfer.tuning._trial import Trial
 
 DATA = ("x", "y", "sample_weight", "validation_data")
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 class LostTrialError(RuntimeError):
@@ -138,12 +141,15 @@ def train(
         FailedElsewhereError: If it raised another error.
         LostTrialError: If its process was killed.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(START_METHOD)
+    context.set_forkserver_preload(["keras_transfer.tuning"])  # takes seconds; once for all trials
     ours, theirs = context.Pipe()
     job = {
         "build_model": hypermodel.build_model,
         "search_space": hypermodel.search_space,
         "seed": hypermodel.seed,
+        "backbone": hypermodel.backbone,
+        "builds_alike": hypermodel.builds_alike,
         "cache": _cache_on_disk(hypermodel, trial),
         "policy": keras.config.dtype_policy().name,
         "hp": hp.get_config(),
@@ -231,6 +237,8 @@ def _train_in_child(connection: Any, job: dict[str, Any]) -> None:
     hypermodel = FineTuningHyperModel(
         job["build_model"], job["search_space"], cache_features=cache, seed=job["seed"]
     )
+    # The build here is compared with those of the search's own process.
+    hypermodel.backbone, hypermodel.builds_alike = job["backbone"], job["builds_alike"]
     project_dir = pathlib.Path(job["project_dir"])
     trial = Trial(
         trial_id=job["trial_id"],
@@ -244,8 +252,6 @@ def _train_in_child(connection: Any, job: dict[str, Any]) -> None:
         return bool(connection.recv())
 
     hp = keras_tuner.HyperParameters.from_config(job["hp"])
-    hypermodel.build(keras_tuner.HyperParameters())  # twice: to see whether builds are alike
-    keras.backend.clear_session()
     model = hypermodel.build(hp)
     check_size(model, job["max_model_size"])
     _add_hyperparameters_to_tensorboard(job["callbacks"], trial.trial_id, hp)

@@ -119,9 +119,9 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         self._shared = SharedFeatures(self.cache)
         self.num_groups = 0  # not known before the first build
         self.built: dict[str, str] = {}  # checksums of the variables of the last build
+        self.backbone: list[str] = []  # checksums of the backbone's variables in the last build
         self.builds_alike = True  # whether all builds had the same backbone so far
         self._dtype_policy = keras.config.dtype_policy()
-        self._backbone: list[str] = []
         self._checked: set[pathlib.Path] = set()
         self._trainings: dict[pathlib.Path, int] = {}
 
@@ -147,9 +147,9 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         return model
 
     def _compare_builds(self, model: TransferModel) -> None:
-        before, self._backbone = self._backbone, [*digests_of(model.backbone.model).values()]
-        self.builds_alike &= before in ([], self._backbone)
-        known = set(self._backbone)
+        before, self.backbone = self.backbone, [*digests_of(model.backbone.model).values()]
+        self.builds_alike &= before in ([], self.backbone)
+        known = set(self.backbone)
         self.built = {n: digest for n, digest in digests_of(model).items() if digest in known}
 
     def fit(

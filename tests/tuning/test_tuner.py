@@ -120,7 +120,8 @@ def test_a_model_that_is_too_large_fails_in_a_process_of_its_own_too(tmp_path):
     job = {
         "build_model": toys.build_model, "search_space": toys.space(), "cache": None, "seed": 1,
         "policy": "float32", "project_dir": tmp_path, "trial_id": "0", "objective": None,
-        "hp": keras_tuner.HyperParameters().get_config(), "max_model_size": 5,
+        "hp": keras_tuner.HyperParameters().get_config(), "max_model_size": 5, "backbone": [],
+        "builds_alike": True,
     }  # fmt: skip
     with pytest.raises(keras_tuner.errors.FailedTrialError, match="The limit is max_model_size=5"):
         _isolated._train_in_child(None, job)
