@@ -9,6 +9,10 @@ from typing import Any
 from keras_transfer.tuning._oracle import HEARTBEAT, PRUNED
 
 
+class LostLeaseError(RuntimeError):
+    """Another worker runs the trial by now."""
+
+
 class Heartbeat:
     """Renews a worker's lease on its trial, from a thread of its own, as long as it is entered.
 
@@ -40,14 +44,22 @@ class Heartbeat:
         self._ends.set()
         self._thread.join(timeout=self._seconds)
 
+    def still_holds(self) -> bool:
+        """Asks whether the trial is still this worker's.
+
+        A worker that was stopped for longer than its lease may come to a report before it comes
+        to its next beat.
+        """
+        if not self.is_lost:
+            self.is_lost = self._oracle.get_trial(self._name).status == PRUNED
+        return not self.is_lost
+
     def _beat(self) -> None:
         import grpc  # type: ignore[import-untyped]
 
         while not self._ends.wait(self._seconds):
             try:
-                answer = self._oracle.get_trial(self._name)
+                if not self.still_holds():
+                    return
             except grpc.RpcError:  # the chief is gone, and may be back at the next beat
                 continue
-            if answer.status == PRUNED:
-                self.is_lost = True  # somebody else has the trial by now
-                return

@@ -33,7 +33,8 @@ def train(
         arguments: The other arguments of `fit`, by name.
         report: Takes each epoch and returns whether to go on.
     """
-    callbacks = [*callbacks, *([] if trial.saver is None else [trial.saver]), ReportEpochs(report)]
+    # Reported first: a worker that has lost its trial writes nothing over the work of another.
+    callbacks = [*callbacks, ReportEpochs(report), *([] if trial.saver is None else [trial.saver])]
     return hypermodel.fit_trial(hp, model, trial, callbacks, dict(arguments))
 
 

@@ -17,7 +17,7 @@ from keras_transfer.tuning import _chief, _fit_arguments, _isolated, _run_trial
 from keras_transfer.tuning._best_epoch import read_best_epoch
 from keras_transfer.tuning._best_weights import load_best_weights
 from keras_transfer.tuning._failures import reason_of, short, write_reason
-from keras_transfer.tuning._heartbeat import Heartbeat
+from keras_transfer.tuning._heartbeat import Heartbeat, LostLeaseError
 from keras_transfer.tuning._oracle import (
     COMPLETED,
     FAILED,
@@ -157,6 +157,7 @@ class Tuner(keras_tuner.Tuner):
         self.isolate_trials = bool(isolate_trials)
         make_reliable(oracle, rule, self.lease_s)
         self._is_reloaded = False
+        self._lease: Heartbeat | None = None
         self._verbose = 0
         super().__init__(oracle, hypermodel, **kwargs)
         self._searched, self._written = self.oracle, oracle  # in a worker, the first is a client
@@ -260,13 +261,19 @@ class Tuner(keras_tuner.Tuner):
 
     def _run_and_end(self, trial: Any, arguments: dict[str, Any]) -> None:
         self.on_trial_begin(trial)
-        lease: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._lease = None
         if self.is_worker:
-            lease = Heartbeat(self.oracle, self.tuner_id, trial.trial_id, self.lease_s / 4)
-        with lease as beating:
+            seconds = self.lease_s / 4
+            self._lease = Heartbeat(self.oracle, self.tuner_id, trial.trial_id, seconds)
+        with self._lease or contextlib.nullcontext():
             self._try(trial, arguments)
-        if beating is not None and beating.is_lost:
-            return  # another worker runs the trial by now, and will report it
+        if self._lease is not None and not self._lease.still_holds():
+            print(
+                f"Trial {trial.trial_id}: this worker was not heard of for {self.lease_s:g} s, and "
+                "another one runs the trial.",
+                flush=True,
+            )
+            return
         self.on_trial_end(trial)
 
     def _try(self, trial: Any, arguments: dict[str, Any]) -> None:
@@ -275,6 +282,8 @@ class Tuner(keras_tuner.Tuner):
             self.run_trial(trial, **arguments)
         except keras_tuner.errors.FatalError:
             raise
+        except LostLeaseError:
+            return
         except Exception as error:  # whatever a trial raises is its own failure, and is kept
             fails = isinstance(error, keras_tuner.errors.FailedTrialError)
             trial.status = FAILED if fails else "INVALID"
@@ -358,7 +367,13 @@ class Tuner(keras_tuner.Tuner):
     def _report(
         self, trial_id: str, epoch: int, numbers: dict[str, float], *, may_prune: bool
     ) -> bool:
-        """Reports an epoch to the oracle; returns whether to go on."""
+        """Reports an epoch to the oracle; returns whether to go on.
+
+        Raises:
+            LostLeaseError: If the trial is another worker's by now.
+        """
+        if self._lease is not None and not self._lease.still_holds():
+            raise LostLeaseError
         objective = self.oracle.objective
         if objective.name not in numbers and objective.has_value(numbers):
             numbers = {**numbers, objective.name: objective.get_value(numbers)}  # of several

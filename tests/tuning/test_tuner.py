@@ -1,4 +1,5 @@
 import multiprocessing
+import pathlib
 import random
 import re
 import sys
@@ -147,6 +148,43 @@ def test_a_worker_has_the_result_from_the_files_when_its_chief_is_gone(tmp_path,
     worker._read_project()
     (found,) = tuning.TuningResult(worker).trials
     assert (found.status, found.score) == ("completed", 0.25)
+
+
+class Stalls(keras.callbacks.Callback):
+    """Stops its worker for longer than the lease, before the first epoch is reported."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def on_epoch_end(self, epoch, logs=None):
+        oracle = self.made.oracle
+        oracle.leases.renew("other")
+        oracle.leases._heard[self.made.tuner_id] -= 1e6
+        oracle.take_back_lost_trials()
+        self.taken = oracle.create_trial("other")
+
+
+def test_a_worker_that_wakes_after_its_lease_reports_and_keeps_nothing(tmp_path, capsys):
+    made = tuner(tmp_path)
+    made.is_worker = True
+    trial = made.oracle.create_trial(made.tuner_id)
+    x, y = toys.data()
+    stalls = Stalls(made)
+    made._run_and_end(
+        trial,
+        {"x": x, "y": y, "validation_data": toys.data(16, seed=1), "callbacks": [stalls]},
+    )
+    assert stalls.taken.trial_id == trial.trial_id
+    now = made.oracle.trials[trial.trial_id]
+    assert now.status == "RUNNING"
+    assert not now.metrics.exists("val_loss")
+    assert list(made.oracle.ongoing_trials) == ["other"]
+    assert not list(pathlib.Path(made.get_trial_dir(trial.trial_id)).glob("best_weights/*"))
+    assert "Trial 0: this worker was not heard of for 120 s" in capsys.readouterr().out
 
 
 def test_several_objectives_are_one_sum(tmp_path):
