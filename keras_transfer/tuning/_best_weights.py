@@ -76,9 +76,16 @@ def load_best_weights(directory: pathlib.Path, model: Any) -> None:
     """Gives a newly built model the weights of a trial's best epoch.
 
     Raises:
-        ValueError: If the trial kept none, or what it left out is not as it was.
+        ValueError: If the trial kept none, they are damaged, or what it left out is not as it
+            was.
     """
-    newest = CheckpointFiles(directory / FOLDER, keep=1).newest()
+    try:
+        newest = CheckpointFiles(directory / FOLDER, keep=1).newest()
+    except ValueError as error:
+        raise ValueError(
+            f"The weights that the trial in {directory} has kept are damaged. Put back a copy, or "
+            "train a new model under its plan: hypermodel.plan(trial.hyperparameters)."
+        ) from error
     if newest is None:
         raise ValueError(f"The trial in {directory} has kept no weights.")
     state, _ = newest

@@ -253,6 +253,17 @@ def test_a_frozen_backbone_is_not_written(tmp_path):
         made.get_best_models()
 
 
+def test_damaged_weights_are_named_with_what_to_do(tmp_path):
+    made = toys.search(tuner(tmp_path))
+    (path,) = pathlib.Path(made.get_trial_dir("0"), "best_weights").glob("checkpoint-*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trial_0 has kept are damaged.*hypermodel\.plan\("):
+        made.get_best_models()
+    assert made.hypermodel.plan(made.get_best_hyperparameters()[0]).total_epochs == 2
+
+
 @pytest.mark.exhaustive
 def test_all_is_kept_where_each_build_has_other_weights(tmp_path):
     def build():
