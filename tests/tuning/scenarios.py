@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -43,8 +44,23 @@ def sleep():
     time.sleep(11)
 
 
-def tuner(directory, build=toys.build_plain_model, **options):
-    oracle = keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=4, seed=3)
+def stall():
+    """Stops the process for longer than two leases."""
+    wake = f"sleep 12; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", wake], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class SaysWhereItBegins(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        print(
+            f"Begins at step {int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))}",
+            flush=True,
+        )
+
+
+def tuner(directory, build=toys.build_plain_model, oracle=None, **options):
+    oracle = oracle or keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=4, seed=3)
     return ktf.tuning.Tuner(
         toys.hypermodel(build), oracle, directory=directory, project_name="search", **options
     )
@@ -71,14 +87,23 @@ def chief(directory):
     toys.search(tuner(directory, lease_s=5), verbose=1)
 
 
-def worker(directory, *callbacks):
+def hyperband():
+    return keras_tuner.oracles.HyperbandOracle("val_loss", max_epochs=4, factor=2, seed=3)
+
+
+def hyperband_chief(directory):
+    toys.search(tuner(directory, oracle=hyperband(), lease_s=5), verbose=1)
+
+
+def worker(directory, *callbacks, **options):
     devices = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         devices[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     # Replicas cannot run eagerly.
-    made = tuner(directory, toys.build_traced_model, lease_s=5, distribution_strategy=strategy)
+    options.update(lease_s=5, distribution_strategy=strategy)
+    made = tuner(directory, toys.build_traced_model, **options)
     toys.search(made, callbacks=list(callbacks), verbose=1)
     print(ktf.tuning.TuningResult(made).table())
 
@@ -90,6 +115,14 @@ def dying_worker(directory):
 def slow_worker(directory):
     """Its first epoch takes longer than two leases."""
     worker(directory, At({1: sleep}))
+
+
+def hyperband_worker(directory):
+    worker(directory, SaysWhereItBegins(), oracle=hyperband())
+
+
+def stalled_hyperband_worker(directory):
+    worker(directory, SaysWhereItBegins(), At({1: stall}), oracle=hyperband())
 
 
 def run(name, directory):

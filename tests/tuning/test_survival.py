@@ -1,5 +1,7 @@
 """Searches that are interrupted, killed and damaged, and workers that die: real processes."""
 
+import re
+
 import pytest
 
 from keras_transfer.tuning._state_files import read_state
@@ -77,3 +79,35 @@ def test_a_dead_workers_trial_is_run_by_another_and_the_chief_ends(tmp_path):
     scores = [trial["score"] for trial in together]
     unbroken = [trial["score"] for trial in trials_of(tmp_path / "unbroken")]
     assert scores == pytest.approx(unbroken, rel=1e-4)
+
+
+@pytest.mark.distributed
+@pytest.mark.exhaustive
+def test_hyperband_over_workers_one_of_which_stalls_promotes_trials_with_their_state(tmp_path):
+    (port,) = free_ports(1)
+    codes, logs = run_together(
+        tmp_path,
+        [
+            ("hyperband_chief", "together", role("chief", port)),
+            ("stalled_hyperband_worker", "together", role("worker-1", port)),
+            ("hyperband_worker", "together", role("worker-2", port)),
+        ],
+    )
+    assert set(codes.values()) == {0}, logs
+    trials = {trial["trial_id"]: trial for trial in trials_of(tmp_path / "together")}
+    assert {trial["status"] for trial in trials.values()} == {"COMPLETED"}
+    steps = []
+    for trial in trials.values():
+        values = trial["hyperparameters"]["values"]
+        epochs = range(values["tuner/initial_epoch"], values["tuner/epochs"])
+        seen = trial["metrics"]["metrics"]["val_loss"]["observations"]
+        assert [each["step"] for each in seen] == [*epochs]  # each epoch was reported once
+        if "tuner/trial_id" in values:
+            before = trials[values["tuner/trial_id"]]["hyperparameters"]["values"]
+            assert before["tuner/epochs"] == values["tuner/initial_epoch"] > 0
+        steps.append(3 * values["tuner/initial_epoch"])
+    assert max(steps) > 0
+    logged = "\n".join((tmp_path / "together" / f"worker-{n}.log").read_text() for n in (1, 2))
+    found = sorted(int(step) for step in re.findall(r"Begins at step (\d+)", logged))
+    assert found == sorted([0, *steps])  # the stalled trial was begun twice
+    assert "this worker was not heard of for 5 s, and another one runs the trial." in logged
