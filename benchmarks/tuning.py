@@ -121,6 +121,12 @@ def small_model() -> ktf.TransferModel:
     return model
 
 
+def resident_mib() -> float:
+    """Returns the resident memory of this process."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 class Memory(keras.callbacks.Callback):
     """Writes down the resident memory of the process in MiB at the end of each trial."""
 
@@ -129,9 +135,8 @@ class Memory(keras.callbacks.Callback):
         self.path = path
 
     def on_train_end(self, logs: Any = None) -> None:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         with open(self.path, "a") as file:
-            file.write(f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**20}\n")
+            file.write(f"{resident_mib()}\n")
 
 
 def memory(trials: int) -> None:
@@ -147,11 +152,13 @@ def memory(trials: int) -> None:
                 directory=directory, callbacks=[Memory(path)], pruning=None,
             )  # fmt: skip
             found = [float(line) for line in pathlib.Path(path).read_text().split()]
+            here = resident_mib()
         where = "in processes of their own" if isolate else "in one process"
         growth = (found[-1] - found[2]) / (len(found) - 3)
         print(
             f"{trials} trials {where}: {found[0]:.0f} MiB at the end of the first, {found[-1]:.0f} "
-            f"of the last; {growth:+.1f} MiB a trial from the third on",
+            f"of the last; {growth:+.1f} MiB a trial from the third on; the process that searched "
+            f"holds {here:.0f} MiB",
             flush=True,
         )
 
