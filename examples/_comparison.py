@@ -98,34 +98,33 @@ def compare(
         A result for each contender, in their order.
     """
     few = {seed: ktf.data.few_shot(pool, per_class, seed) for seed in seeds}
-    done: dict[str, list[Any]] = {contender.name: [] for contender in contenders}
+    runs: dict[str, list[Any]] = {contender.name: [] for contender in contenders}
     with contextlib.ExitStack() as stack:
         submit = _call_now
         if processes > 1:
             spawn = multiprocessing.get_context("spawn")
             executor = concurrent.futures.ProcessPoolExecutor(processes, spawn)
-            submit = stack.enter_context(executor).submit
+            stack.callback(executor.shutdown, cancel_futures=True)  # where one fails
+            submit = executor.submit
         # The baselines first: they train longest, and the last run should be a short one.
         for contender in sorted(contenders, key=lambda each: each.baseline is not None):
             measured = _arrays(contender.prepare(test))
             for seed in seeds:
                 training = _arrays(contender.prepare(few[seed]))
                 run = _Run(contender, seed, training, measured, batch_size)
-                done[contender.name].append(submit(_train_and_say, run))
-    results = []
-    for contender in contenders:
-        outcomes = [future.result() for future in done[contender.name]]
-        results.append(
-            Result(
-                contender.name,
-                contender.baseline,
-                np.array([outcome.accuracy for outcome in outcomes]),
-                np.array([outcome.seconds for outcome in outcomes]),
-                outcomes[-1].parameters,
-                outcomes[0].predicted,
-            )
+                runs[contender.name].append(submit(_train_and_say, run))
+        outcomes = {name: [run.result() for run in started] for name, started in runs.items()}
+    return [
+        Result(
+            contender.name,
+            contender.baseline,
+            np.array([outcome.accuracy for outcome in outcomes[contender.name]]),
+            np.array([outcome.seconds for outcome in outcomes[contender.name]]),
+            outcomes[contender.name][-1].parameters,
+            outcomes[contender.name][0].predicted,
         )
-    return results
+        for contender in contenders
+    ]
 
 
 def _call_now(function: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
