@@ -92,7 +92,8 @@ def compare(
         seeds: A seed draws the training examples, the weights that start at random and the
             batches.
         processes: Number of runs at a time. Short trainings keep one core busy, with Python that
-            traces them; with more than 1, each run is in a process other than this one.
+            traces them; with more than 1, each run is in another process, on one core, whose
+            sums may differ in their last digits.
 
     Returns:
         A result for each contender, in their order.
@@ -103,7 +104,7 @@ def compare(
         submit = _call_now
         if processes > 1:
             spawn = multiprocessing.get_context("spawn")
-            executor = concurrent.futures.ProcessPoolExecutor(processes, spawn)
+            executor = concurrent.futures.ProcessPoolExecutor(processes, spawn, _take_one_core)
             stack.callback(executor.shutdown, cancel_futures=True)  # where one fails
             submit = executor.submit
         # The baselines first: they train longest, and the last run should be a short one.
@@ -125,6 +126,11 @@ def compare(
         )
         for contender in contenders
     ]
+
+
+def _take_one_core() -> None:
+    # Processes that each use all cores get into each other's way.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def _call_now(function: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:

@@ -124,7 +124,7 @@ def test_quick_runs_are_a_quarter_as_long_and_one_seed_has_no_spread(capsys):
 
 
 @pytest.mark.exhaustive
-def test_runs_in_processes_of_their_own_come_to_the_same_numbers(capfd):
+def test_runs_in_processes_of_their_own_come_to_the_same_numbers_on_a_small_model(capfd):
     data = Data()
     plan = ktf.recipes.full_fine_tuning(epochs=2, peak_lr=3e-2)
     contenders = [Contender("a", model, plan, "b"), Contender("b", model, plan)]
