@@ -53,9 +53,8 @@ def prefix_fingerprint(prefix: Prefix, point: EntryPoint, inputs: Any) -> str:
 def weights_checksum(model: Any, point: EntryPoint) -> Callable[[], bytes]:
     """Returns a function that takes a checksum of the weights and statistics before a point.
 
-    It is asked twice in every epoch, which may take no time beside an epoch on features. Reading
-    the variables one by one takes as long as a traced graph does, without the half second that
-    the tracing takes.
+    It is asked twice in every epoch, and an epoch on features is short. Reading the variables one
+    by one takes as long as a traced graph does, without the half second that the tracing takes.
     """
     groups = model.backbone.layer_groups[: point.start]
     weights = [w.value for group in groups for layer in group.layers for w in layer.weights]
@@ -70,7 +69,7 @@ def weights_checksum(model: Any, point: EntryPoint) -> Callable[[], bytes]:
 
 
 def update_with_sums(digest: Any, array: np.ndarray) -> None:
-    """Updates a hash with an array's sums: a fourth of the time that hashing each byte takes.
+    """Updates a hash with an array's sums, which takes less time than hashing each byte.
 
     The words of the array are laid out as a table, whose rows and columns are added up. A word
     that has changed changes the sum of its row; two that were exchanged change those of their

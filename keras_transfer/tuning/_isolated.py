@@ -148,7 +148,7 @@ def train(
         "build_model": hypermodel.build_model,
         "search_space": hypermodel.search_space,
         "seed": hypermodel.seed,
-        "backbone": hypermodel.backbone,
+        "backbone_digests": hypermodel.backbone_digests,
         "builds_alike": hypermodel.builds_alike,
         "cache": _cache_on_disk(hypermodel, trial),
         "policy": keras.config.dtype_policy().name,
@@ -238,7 +238,8 @@ def _train_in_child(connection: Any, job: dict[str, Any]) -> None:
         job["build_model"], job["search_space"], cache_features=cache, seed=job["seed"]
     )
     # The build here is compared with those of the search's own process.
-    hypermodel.backbone, hypermodel.builds_alike = job["backbone"], job["builds_alike"]
+    hypermodel.backbone_digests = job["backbone_digests"]
+    hypermodel.builds_alike = job["builds_alike"]
     project_dir = pathlib.Path(job["project_dir"])
     trial = Trial(
         trial_id=job["trial_id"],

@@ -63,6 +63,19 @@ def model():
     return made
 
 
+def compared(contenders, data, processes=1):
+    return compare(
+        contenders,
+        data(0, 40),
+        data(40, 60),
+        per_class=5,
+        num_classes=2,
+        batch_size=5,
+        seeds=(0, 3),
+        processes=processes,
+    )
+
+
 def test_contenders_train_on_the_same_examples_and_are_measured_on_the_same_ones(capsys):
     data, seen = Data(), []
 
@@ -78,15 +91,7 @@ def test_contenders_train_on_the_same_examples_and_are_measured_on_the_same_ones
         Contender(name, model, plan, "good" if name != "good" else None, spied)
         for name, plan in plans.items()
     ]
-    good, still = compare(
-        contenders,
-        data(0, 40),
-        data(40, 60),
-        per_class=5,
-        num_classes=2,
-        batch_size=5,
-        seeds=(0, 3),
-    )
+    good, still = compared(contenders, data)
     test, first, second, *again = seen
     assert len(test) == 20
     assert len(first) == len(second) == 10
@@ -128,19 +133,7 @@ def test_runs_in_processes_of_their_own_come_to_the_same_numbers_on_a_small_mode
     data = Data()
     plan = ktf.recipes.full_fine_tuning(epochs=2, peak_lr=3e-2)
     contenders = [Contender("a", model, plan, "b"), Contender("b", model, plan)]
-    here, there = (
-        compare(
-            contenders,
-            data(0, 40),
-            data(40, 60),
-            per_class=5,
-            num_classes=2,
-            batch_size=5,
-            seeds=(0, 3),
-            processes=processes,
-        )
-        for processes in (1, 2)
-    )
+    here, there = (compared(contenders, data, processes=number) for number in (1, 2))
     for one, other in zip(here, there, strict=True):
         assert one.name == other.name
         np.testing.assert_array_equal(one.accuracies, other.accuracies)

@@ -121,8 +121,8 @@ def test_a_model_that_is_too_large_fails_in_a_process_of_its_own_too(tmp_path):
     job = {
         "build_model": toys.build_model, "search_space": toys.space(), "cache": None, "seed": 1,
         "policy": "float32", "project_dir": tmp_path, "trial_id": "0", "objective": None,
-        "hp": keras_tuner.HyperParameters().get_config(), "max_model_size": 5, "backbone": [],
-        "builds_alike": True,
+        "hp": keras_tuner.HyperParameters().get_config(), "max_model_size": 5,
+        "backbone_digests": [], "builds_alike": True,
     }  # fmt: skip
     with pytest.raises(keras_tuner.errors.FailedTrialError, match="The limit is max_model_size=5"):
         _isolated._train_in_child(None, job)
@@ -286,6 +286,8 @@ def test_a_trial_in_a_process_of_its_own_may_be_killed_and_scores_the_same(tmp_p
     assert [t.status for t in result.trials] == ["completed", "failed"]
     assert "was killed by SIGKILL (out of memory?)" in result.trials[1].reason
     assert len(list((tmp_path / "a" / "fine_tuning" / "features").glob("*"))) == 2
+    # The build there was found to be the one here, so the frozen backbone was left out.
+    assert sum("body/" in name for name in kept(result.tuner, "1")["left_out"]) == 6
     written = b"".join(path.read_bytes() for path in (tmp_path / "logs").rglob("*tfevents*"))
     assert b"_hparams_/session_start_info" in written
     plain = tune(tmp_path / "b", max_trials=2)
