@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,28 +14,26 @@ from keras_transfer import (
     _fit_checks,
     _keras_internals,
     _resolved_plan,
-    _strategy_checks,
     _workers,
 )
 from keras_transfer._one_training import OneTraining, Resuming
-from keras_transfer._replica_shares import loss_reduction
+from keras_transfer._replica_batches import must_cut_batches, sizes_of_batches
+from keras_transfer._stage_features import StageFeatures, dataset
 from keras_transfer.features import FeatureCache
-from keras_transfer.features._batch_sizes import batch_sizes, even_batches
+from keras_transfer.features._batch_sizes import even_batches
 from keras_transfer.features._decision import Decision, StageToRun, decide
 from keras_transfer.features._entry import EntryPoint
-from keras_transfer.features._fingerprint import data_fingerprint, weights_checksum
+from keras_transfer.features._fingerprint import data_fingerprint
 from keras_transfer.features._fit_data import FitData, training_data, validation_data
 from keras_transfer.features._openings import (
     CountedOpenings,
     reason_not_in_order,
     reason_not_repeatable,
 )
-from keras_transfer.features._order import EpochOrder, ordered_dataset
-from keras_transfer.features._prefix import Prefix
-from keras_transfer.features._shares import own_share, with_all_shares
+from keras_transfer.features._order import EpochOrder
 from keras_transfer.features._sources import Source, as_arrays, split_arrays
 from keras_transfer.features._store import CannotKeepError
-from keras_transfer.features._table import Table, join_tables, table_of_arrays
+from keras_transfer.features._table import table_of_arrays
 from keras_transfer.features.cache import PassingCache
 from keras_transfer.optimizers import find_discriminative
 from keras_transfer.plan import CarriesPlan
@@ -62,23 +59,6 @@ class FitArguments:
     validation_steps: int | None
     validation_batch_size: int | None
     validation_freq: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class KeptFeatures:
-    """Features at an entry point.
-
-    Attributes:
-        stage: The stage in which they were made.
-        checksum: Of the weights before the point, as they were then.
-        training: Features of the training data.
-        validation: Features of the validation data, if they are kept.
-    """
-
-    stage: int
-    checksum: bytes
-    training: Table
-    validation: Table | None
 
 
 @dataclasses.dataclass
@@ -160,9 +140,14 @@ class StagedFit:
         seed = int(_workers.of_chief(model.distribute_strategy, random.randrange(2**31)))
         self.order = EpochOrder(seed if is_shuffled else None)
         self.stages: list[StageToRun] = []  # not known before callbacks have said where to start
-        self.decision = Decision([], [])
-        self.tables: dict[EntryPoint, KeptFeatures] = {}
-        self._checksums: dict[EntryPoint, Callable[[], bytes]] = {}
+        self.features = StageFeatures(
+            model,
+            self.cache,
+            self.train,
+            self.validation,
+            verbose=arguments.verbose,
+            before_pass=self._note_openings,
+        )
         self.resuming = resuming
         self.resumed_at: tuple[int, int] | None = None  # epoch, and steps of it that are done
         self.openings: CountedOpenings | None = None
@@ -186,7 +171,9 @@ class StagedFit:
     def run(self) -> keras.callbacks.History:
         """Trains, and returns the history."""
         arguments = self.arguments
-        self.cuts_batches = self._must_cut_batches()
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            trained = [v for stage in self._stages_to_run(0) for v in stage.variables]
+            self.cuts_batches = must_cut_batches(self.model, trained, self.train, self._sizes())
         training = OneTraining(
             _fit_checks.as_list(arguments.callbacks),
             model=self.model,
@@ -233,6 +220,13 @@ class StagedFit:
             source.read = self.openings.counting(source.read)
             self.train.x = self.openings.dataset
 
+    def _note_openings(self) -> None:
+        """Notes, before a pass over the data, how often they have been opened."""
+        if self.openings is not None:
+            if self.resuming is not None and self.resumed_at is not None:
+                self.openings.advance_to(self.resuming.saved_state_of_fit()["opened_before"])
+            self.opened_before = self.openings.count
+
     def _tell_resuming(self) -> None:
         if self.resuming is None:
             return
@@ -262,7 +256,7 @@ class StagedFit:
             return
         uncached = [
             stage.name
-            for stage, point in zip(self.stages, self.decision.points, strict=True)
+            for stage, point in zip(self.stages, self.features.decision.points, strict=True)
             if point is None and stage.epochs
         ]
         if self.train.arrays is None and uncached:
@@ -306,17 +300,13 @@ class StagedFit:
         return min(self.carrier.stage_index_at(epoch), len(self.stages) - 1)
 
     def _point_at(self, epoch: int) -> EntryPoint | None:
-        return self.decision.points[self._stage_at(epoch)]
+        return self.features.decision.points[self._stage_at(epoch)]
 
     def _data_at(self, epoch: int) -> tuple[EntryPoint | None, bytes, int]:
         """Returns what an epoch reads: where it starts, what lies before that, what is left."""
         point = self._point_at(epoch)
-        return point, b"" if point is None else self._checksum(point), self._steps_done(epoch)
-
-    def _checksum(self, point: EntryPoint) -> bytes:
-        if point not in self._checksums:
-            self._checksums[point] = weights_checksum(self.model, point)
-        return self._checksums[point]()
+        checksum = b"" if point is None else self.features.checksum(point)
+        return point, checksum, self._steps_done(epoch)
 
     def _check_epoch(self, epoch: int) -> None:
         """Checks that an epoch whose beginning all callbacks have seen can go on."""
@@ -338,7 +328,7 @@ class StagedFit:
                     "cached. Put the change into an `UnfreezingPlan`, or pass "
                     "cache_features=False to `fit`."
                 )
-        if point is not None and self.tables[point].checksum != self._checksum(point):
+        if point is not None and not self.features.are_current(point):
             raise RuntimeError(
                 "A callback has changed frozen weights at the beginning of an epoch, while "
                 "features behind them are cached. Change them at an epoch's end, after which "
@@ -348,9 +338,9 @@ class StagedFit:
     def _decide(self) -> None:
         if self.is_off:
             nowhere: list[EntryPoint | None] = [None] * len(self.stages)
-            self.decision = Decision(nowhere, nowhere)
+            self.features.decision = Decision(nowhere, nowhere)
             return
-        self.decision = decide(
+        self.features.decision = decide(
             self.model,
             self.stages,
             self.train.source,
@@ -358,7 +348,7 @@ class StagedFit:
             self.cache,
             insist=self.insists,
         )
-        self._print(self.decision.line)
+        self._print(self.features.decision.line)
 
     def _print(self, line: str) -> None:
         if line and self.arguments.verbose:
@@ -421,151 +411,36 @@ class StagedFit:
 
     def _open(self, stage: int, done: int) -> SegmentData:
         """Returns what Keras's `fit` is to read in a stage, past the first `done` batches."""
-        point = self.decision.points[stage]
+        point = self.features.decision.points[stage]
         if point is not None:
             try:
-                self._fill(point, stage)
+                self.features.fill(point, stage)
             except CannotKeepError as error:
                 if self.insists:
                     raise
-                self.decision.points = [None] * len(self.stages)
+                self.features.decision.points = [None] * len(self.stages)
                 self._print(f"Feature cache off: {error}.")
                 point = None
         validation = self.arguments.validation_data
         if self.validation is not None and self.validation.y is None:
             validation = self.validation.x  # a generator that was looked at is another object
         if point is not None:
-            features, kept = self.tables[point].training, self.tables[point].validation
-            if kept is not None:
-                assert self.validation is not None
-                table = _with_targets(kept, self.validation)
-                validation = _dataset(table, EpochOrder(None))
-            table = _with_targets(features, self.train)
-            return SegmentData(_dataset(table, self.order, done), validation)
+            kept = self.features.validation_data(point)
+            return SegmentData(
+                self.features.training_data(point, self.order, done),
+                validation if kept is None else kept,
+            )
         if self.train.arrays is not None:
             batch_size = self.arguments.batch_size or 32
             whole = table_of_arrays(self.train.arrays, batch_size, "array")
-            return SegmentData(_dataset(whole, self.order, done), validation)
+            return SegmentData(dataset(whole, self.order, done), validation)
         train = self.train
         given = self.arguments
         return SegmentData(
             train.x, validation, train.y, train.sample_weight, given.batch_size, given.shuffle
         )
 
-    def _fill(self, point: EntryPoint, stage: int) -> None:
-        """Fills this entry point, and all later ones that stay as they are until they are read."""
-        if self._is_filled(point, stage):
-            return
-        later = {
-            other
-            for number, other in enumerate(self.decision.points)
-            if number > stage
-            and other is not None
-            and self._is_frozen(other, stage, number)
-            and not self._is_filled(other, number)
-        }
-        wanted = sorted({point, *later})
-        prefix = self.decision.prefix
-        if prefix is None or prefix.points != wanted:
-            fold_constants = self.cache.fold_constants
-            prefix = Prefix(self.model, wanted, fold_constants=fold_constants)
-        if self.openings is not None:
-            if self.resuming is not None and self.resumed_at is not None:
-                self.openings.advance_to(self.resuming.saved_state_of_fit()["opened_before"])
-            self.opened_before = self.openings.count
-        made = self._features(prefix, self.train, "training")
-        kept: dict[EntryPoint, Table] = {}
-        if self.decision.caches_validation and self.validation is not None:
-            kept = self._features(prefix, self.validation, "validation")
-        for one, table in made.items():
-            source = self.train.source
-            assert isinstance(source, Source)
-            if source.arrays is not None and table.n_rows != source.n_examples:
-                raise ValueError(
-                    f"The cache holds features of {table.n_rows} examples under "
-                    f"key={self.cache.key!r}, and `fit` was given {source.n_examples}. Use another "
-                    "key for other data."
-                )
-            checksum = self._checksum(one)
-            self.tables[one] = KeptFeatures(stage, checksum, table, kept.get(one))
-
-    def _features(self, prefix: Prefix, data: FitData, role: str) -> dict[EntryPoint, Table]:
-        assert isinstance(data.source, Source)
-        strategy = self.model.distribute_strategy
-        verbose = self.arguments.verbose
-        if not _keras_internals.is_multi_worker(strategy):
-            return self.cache.fill(prefix, data.source, role=role, verbose=verbose)
-        assert data.source.n_examples is not None
-        points, problem = prefix.points, None
-        shares: dict[EntryPoint, Table] = {}
-        try:
-            share = own_share(data.source, strategy)
-            shares = self.cache.fill(prefix, share, role=f"{role} ({share.share})", verbose=verbose)
-        except CannotKeepError as error:
-            problem = error  # raised where the other workers have heard of it
-        try:
-            return {
-                p: with_all_shares(shares.get(p), data.source.n_examples, strategy) for p in points
-            }
-        except CannotKeepError as error:
-            raise problem or error from None
-
-    def _is_filled(self, point: EntryPoint, stage: int) -> bool:
-        """Whether there are features at a point, and a stage finds them as they would be then."""
-        kept = self.tables.get(point)
-        if kept is None or not self._is_frozen(point, kept.stage, stage):
-            return False
-        return kept.checksum == self._checksum(point)
-
-    def _is_frozen(self, point: EntryPoint, since: int, until: int) -> bool:
-        """Whether nothing before a point trains in the stages from `since` up to `until`."""
-        return all(
-            frozen is not None and frozen >= point
-            for frozen in self.decision.frozen_to[since:until]
-        )
-
     # --- Data -------------------------------------------------------------------------
-
-    def _must_cut_batches(self) -> bool:
-        """Whether batches are cut so that replicas share them evenly; warns if they are."""
-        model = self.model
-        replicas = model.distribute_strategy.num_replicas_in_sync
-        if replicas == 1:
-            return False
-        training = [v for stage in self._stages_to_run(0) for v in stage.variables]
-        statistics = _strategy_checks.moves_local_statistics(model, training)
-        sizes = self._batch_sizes()
-        if statistics:
-            why = "BatchNormalization trains on the statistics of each replica's share"
-            instead = "make BatchNormalization with synchronized=True"
-        elif loss_reduction(model) is None:
-            why = "the losses are reduced in several ways"
-            instead = "give all losses one `reduction`"
-        elif model.run_eagerly and sizes[1] is not None and sizes[1] < replicas:
-            why = "with run_eagerly=True no replica can step without examples"
-            instead = "leave `run_eagerly` at False"
-        else:
-            return False
-        if self.train.arrays is None and not isinstance(self.train.x, tf.data.Dataset):
-            raise ValueError(
-                f"On {replicas} replicas batches have to be shared evenly, because {why}, which "
-                f"{type(self.train.x).__name__} does not promise. Pass a `tf.data.Dataset` batched "
-                f"with drop_remainder=True, or {instead}."
-            )
-        if all(size is not None and size % replicas == 0 for size in sizes):
-            return False
-        if sizes[0] is not None and sizes[0] < replicas:
-            raise ValueError(
-                f"Batches of {sizes[0]} examples are too small for {replicas} replicas, because "
-                f"{why}. Use a larger batch."
-            )
-        warnings.warn(
-            f"Each batch is cut to a multiple of {replicas} examples, the number of replicas, "
-            f"because {why}. Choose a batch size that {replicas} divides, and "
-            "drop_remainder=True, to say yourself what is left out.",
-            stacklevel=2,
-        )
-        return True
 
     def _split_off_validation(self) -> None:
         """Cuts off validation data once, for all segments."""
@@ -579,15 +454,8 @@ class StagedFit:
         arguments.x, arguments.y, arguments.sample_weight = (*train, None, None)[:3]
         arguments.validation_data = validation
 
-    def _batch_sizes(self) -> tuple[int | None, int | None]:
-        """Returns the size of the batches and that of the last one, where they are known."""
-        if self.train.arrays is not None:
-            size = self.arguments.batch_size or 32
-            rows = len(keras.tree.flatten(self.train.arrays)[0])
-            return min(size, rows), rows % size or size
-        if isinstance(self.train.x, tf.data.Dataset):
-            return batch_sizes(self.train.x)
-        return None, None
+    def _sizes(self) -> tuple[int | None, int | None]:
+        return sizes_of_batches(self.train, self.arguments.batch_size)
 
     def _steps(self) -> int | None:
         if self.arguments.steps_per_epoch is not None:
@@ -596,7 +464,7 @@ class StagedFit:
             steps = self.train.source.n_batches
         else:
             steps = _length(self.train.x, self.arguments.batch_size)
-        last = self._batch_sizes()[1]
+        last = self._sizes()[1]
         is_cut_off = (
             self.cuts_batches
             and last is not None
@@ -611,25 +479,6 @@ def _keep_arrays_only(data: FitData) -> None:
         data.source = (
             f"on several workers the features of arrays are cached, not those of {data.source.kind}"
         )
-
-
-def _with_targets(table: Table, data: FitData) -> Table:
-    """Returns a table of features with the targets that `fit` was given as arrays."""
-    if data.arrays is None:
-        return table
-    targets = table_of_arrays(data.arrays[1:], table.batch_size or 1, "target")
-    return join_tables(table, targets)
-
-
-def _dataset(table: Table, order: EpochOrder, done: int = 0) -> tf.data.Dataset:
-    return ordered_dataset(
-        table.read,
-        table.signature,
-        done=done * (table.batch_size or 1),
-        count=table.n_rows,
-        batch_size=table.batch_size,
-        order=order,
-    )
 
 
 def _length(data: Any, batch_size: int | None) -> int | None:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer import _staged_fit
+from keras_transfer import _stage_features
 from keras_transfer.features import FeatureCache, _decision
 from keras_transfer.features._prefix import Prefix
 from tests.features.toys import PLAN, dense_model, fit, inputs
@@ -48,7 +48,7 @@ def distance(one, two):
 
 def main():
     strategy = two_cpu_devices()
-    _decision.Prefix = _staged_fit.Prefix = Watched
+    _decision.Prefix = _stage_features.Prefix = Watched
     one = train(lambda: tf.device("CPU:0"), False)
     two = train(strategy.scope, "auto")
     perturbed = train(lambda: tf.device("CPU:0"), FeatureCache(dtype="bfloat16"))
