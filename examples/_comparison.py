@@ -219,16 +219,20 @@ def verdict(result: Result, baseline: Result) -> str:
 
     By the 95 % interval of the mean difference, paired by seed (Student's t).
     """
-    from scipy import stats
-
-    gains = result.accuracies - baseline.accuracies
-    mean = float(gains.mean())
-    half = float(stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
-    difference = f"{mean:+.3f} ± {half:.3f} (95 % interval over {len(gains)} seeds)"
-    if abs(mean) <= half:
+    names = {"scratch": baseline, result.name: result}
+    found = ktf.recipes.Comparison(
+        metric="accuracy",
+        mode="max",
+        seeds=tuple(range(len(result.accuracies))),
+        scores={name: tuple(one.accuracies) for name, one in names.items()},
+        seconds={name: tuple(one.seconds) for name, one in names.items()},
+        margin=0,
+    ).difference(result.name)
+    count = len(result.accuracies)
+    difference = f"{found.mean:+.3f} ± {found.half_width:.3f} (95 % interval over {count} seeds)"
+    if found.verdict not in ("helps", "hurts"):
         return f"Cannot tell {result.name!r} from {baseline.name!r}: {difference}."
-    verb = "helps" if mean > 0 else "hurts"
-    return f"{result.name!r} {verb} against {baseline.name!r}: {difference}."
+    return f"{result.name!r} {found.verdict} against {baseline.name!r}: {difference}."
 
 
 def _spread(values: np.ndarray, sign: str = "") -> str:

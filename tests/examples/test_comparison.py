@@ -9,8 +9,6 @@ import keras_transfer as ktf
 from examples._command_line import parse, planned
 from examples._comparison import Contender, Result, compare, report, verdict
 
-pytest.importorskip("scipy")
-
 
 def result(name, accuracies, baseline=None):
     accuracies = np.array(accuracies)
