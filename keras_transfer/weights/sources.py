@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ Array = NDArray[Any]
 
 # What `torch.save`, TensorFlow 1 and others write: files that run code when they are opened.
 _PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
+# What readers raise on bytes that are not what they expect: sizes beyond any memory, other types.
+_DAMAGED = (
+    *(OSError, EOFError, MemoryError, LookupError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 _READABLE = "'.keras', '.weights.h5' or '.safetensors'"
 
 
@@ -79,7 +86,7 @@ def open_source(source: Any) -> Source:
         if path.name.lower().endswith(".safetensors"):
             return _collect(label, list(_read_safetensors(path)), numbered=False)
         return _collect(label, list(_read_keras(path)), numbered=True)
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"The weights file cannot be read; it is damaged, cut short or of another kind. "
             f"Received: {str(path)!r} ({path.stat().st_size} bytes). "
@@ -143,6 +150,10 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Array]]:
         yield from safetensors.numpy.load_file(path).items()
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
+    except AttributeError as error:  # such as NumPy's, for `numpy.float8_e4m3fn`
+        raise ValueError(
+            f"NumPy lacks the type of its numbers ({error}). Save them as float32"
+        ) from error
 
 
 def _read_keras(path: Path) -> Iterator[tuple[str, Array]]:
@@ -190,4 +201,6 @@ def _as_array(dataset: h5py.Dataset) -> Array:
         import ml_dtypes
 
         return np.array(dataset, dtype=ml_dtypes.bfloat16)
+    if dataset.shape is None or dataset.dtype.kind not in "biuf":
+        raise ValueError(f"it holds no numbers: {dataset.name}, of dtype {dataset.dtype}")
     return np.array(dataset)

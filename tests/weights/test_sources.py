@@ -1,3 +1,4 @@
+import json
 import zipfile
 
 import h5py
@@ -103,6 +104,46 @@ def test_damaged_files_are_named_and_nothing_is_copied(tmp_path, name):
         with pytest.raises(ValueError, match=rf"cannot be read; it is damaged.*{name}.*bytes"):
             transfer_weights(path, target)
     assert all(models.equal(target, before))
+
+
+def weights_file(path, **dataset):
+    with h5py.File(path, "w") as file:
+        file.create_group("layers/dense/vars").create_dataset("0", **dataset)
+
+
+def compressed(path):
+    """A `.keras` archive of which the middle of its compressed weights is overwritten."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(range(256)) * 9)
+    content = bytearray(path.read_bytes())
+    content[46:90] = bytes(44 * [255])
+    path.write_bytes(content)
+
+
+def eight_bits(path):
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}})
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"ab")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("w.keras", compressed, "decompressing"),
+        ("w.weights.h5", lambda path: weights_file(path, data="abc"), "no numbers: .*/0"),
+        ("w.weights.h5", lambda path: weights_file(path, data=h5py.Empty("f4")), "no numbers"),
+        (
+            "w.weights.h5",
+            lambda path: weights_file(path, shape=(1 << 44,), chunks=(1024,), dtype="f4"),
+            "Unable to allocate",
+        ),
+        ("w.safetensors", eight_bits, "NumPy lacks .*float8.*as float32"),
+    ],
+    ids=["deflated", "text", "empty", "64 TiB", "float8"],
+)
+def test_whatever_a_reader_raises_names_the_file(tmp_path, name, write, said):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"cannot be read; .*{name}.*The reader said: .*{said}"):
+        transfer_weights(tmp_path / name, models.backbone())
 
 
 def test_a_keras_archive_without_weights_is_damaged(tmp_path):
