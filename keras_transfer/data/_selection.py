@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 _MEMORY_BYTES = 1 << 30
+_OTHER_ORDER = (
+    "The data set comes in another order each time, so examples cannot be chosen by position. "
+    "Choose first, then shuffle."
+)
 
 
 def ranks(count: int, seed: int) -> NDArray[np.uint64]:
@@ -113,8 +117,12 @@ def _flat(labels: NDArray[Any]) -> Integers:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise TypeError(
             "Labels must be one whole number per example. "
-            f"Received: labels of shape {labels.shape} and dtype {labels.dtype}. Turn one-hot "
-            "labels into numbers with `argmax(axis=-1)`."
+            f"Received: labels of shape {labels.shape} and dtype {labels.dtype}. "
+            + (
+                "Turn one-hot labels into numbers with `argmax(axis=-1)`."
+                if labels.ndim > 1
+                else "Number them, as with `np.unique(labels, return_inverse=True)`."
+            )
         )
     return labels.astype(np.int64)
 
@@ -131,7 +139,12 @@ def keep(source: Labelled, chosen: Integers) -> Any:
         return tuple(keras.tree.map_structure(lambda part: np.asarray(part)[chosen], source.data))
     kept = _only(source, chosen)
     if _fits_in_memory(kept, chosen.size):
-        everything = next(iter(kept.batch(chosen.size)))
+        try:
+            everything = next(iter(kept.batch(chosen.size)))
+        except tf.errors.InvalidArgumentError as error:
+            if _OTHER_ORDER in str(error):
+                raise ValueError(_OTHER_ORDER) from None
+            raise
         kept = tf.data.Dataset.from_tensor_slices(everything)
     if source.batch_size is None:
         return kept
@@ -150,8 +163,7 @@ def _only(source: Labelled, chosen: Integers) -> tf.data.Dataset:
         same = tf.debugging.assert_equal(
             tf.cast(tf.reshape(example[1], []), tf.int64),
             expected[position],
-            "The data set comes in another order each time, so examples cannot be chosen by "
-            "position. Choose first, then shuffle.",
+            _OTHER_ORDER,
         )
         with tf.control_dependencies([same]):
             return tf.nest.map_structure(tf.identity, example)
