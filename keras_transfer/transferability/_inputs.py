@@ -41,6 +41,12 @@ def checked_features(features: Any, name: str = "features") -> Floats:
             f"infinite, the first {name}[{row}, {column}]={array[row, column]}. Look for a "
             "backbone that overflows (float16), or inputs that were scaled wrongly."
         )
+    largest = float(np.abs(array).max())
+    if largest and not 1e-100 < largest < 1e100:
+        raise ValueError(
+            f"`{name}` must be of a size that can be squared. Received: a largest value of "
+            f"{largest:g}. Rescale them, all by one factor."
+        )
     return array
 
 

@@ -39,6 +39,15 @@ def test_features_that_are_all_the_same_are_refused(score):
         score(np.ones((12, 3)), LABELS)
 
 
+@pytest.mark.parametrize("factor", [1e200, 1e-200])
+@pytest.mark.parametrize("score", ON_FEATURES)
+def test_features_whose_squares_are_beyond_all_numbers_are_refused(score, factor):
+    features = np.random.default_rng(0).normal(size=(12, 3))
+    with pytest.raises(ValueError, match=r"can be squared.*e[+-](199|200)\. Rescale"):
+        score(features * factor, LABELS)
+    assert np.isfinite(score(features * 1e30, LABELS))
+
+
 @pytest.mark.parametrize("score", ON_FEATURES)
 def test_feature_maps_are_refused_with_the_remedy(score):
     with pytest.raises(ValueError, match=r"features.shape=\(12, 4, 4, 3\). Pool or flatten"):
