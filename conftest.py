@@ -42,6 +42,14 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def parameters_that_run(request):
+    """Parameters of the module's tests that are not skipped, for what is run once for them all."""
+    items = [item for item in request.session.items if item.path == request.path]
+    running = [item for item in items if not item.get_closest_marker("skip")]
+    return [item.callspec.params for item in running if hasattr(item, "callspec")]
+
+
 def leave_unusual_cases_to_exhaustive_runs(config, items):
     wanted, found = set(), set()
     for item in items:

@@ -78,6 +78,7 @@ def pretrained():
 # --- The verdicts, by training ----------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_backbone_pretrained_on_a_related_task_helps(pretrained):
     found = compare(pretrained)
     assert found.verdict == "helps", found
@@ -95,6 +96,7 @@ def test_a_backbone_with_destroyed_weights_hurts(pretrained):
     assert found.conclusion.startswith("Transfer hurts by 0.")
 
 
+@pytest.mark.exhaustive
 def test_where_any_start_reaches_the_same_transfer_makes_no_difference(pretrained):
     found = compare(pretrained, linear, seeds=2)
     assert found.verdict == "makes no difference", found

@@ -163,6 +163,7 @@ def test_a_model_that_is_not_compiled_has_neither_rates_nor_optimizer_memory():
     assert description.stages[0].optimizer_bytes is None
 
 
+@pytest.mark.usually("stock-adam", "transfer-sgd")
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [("stock", "adam"), ("transfer", "adam"), ("transfer", "sgd"), ("transfer", "muon")],

@@ -941,6 +941,7 @@ MADE_ANEW = {
 }  # fmt: skip
 
 
+@pytest.mark.usually("EarlyStopping", "ModelCheckpoint", "SwapEMAWeights")
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callback_state_is_all_that_a_training_changes(name, tmp_path):
     callback = CALLBACKS[name](tmp_path)
@@ -1011,6 +1012,7 @@ def test_build_metrics_makes_variables_that_keras_makes_in_the_first_step():
     assert len(model.metrics_variables) == after
 
 
+@pytest.mark.usually("True")
 @pytest.mark.parametrize("made_before", [False, True])
 def test_awaits_first_step_tells_that_a_step_would_be_traced_twice(made_before):
     model, calls = compiled(), []

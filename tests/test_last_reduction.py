@@ -37,6 +37,12 @@ def inlined(name, size, options=None):
 SLOW_TO_BUILD = ("DenseNet121", "InceptionV3", "ResNet50", "Xception")
 
 
+@pytest.mark.usually(
+    "EfficientNetV2B0-32-options2",
+    "MobileNet-32-options4",
+    "VGG16-32-options10",
+    "MobileNetV3Small-224-options14",
+)
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
@@ -61,6 +67,7 @@ def test_a_chain_of_nested_models_before_one_pooling_is_one_backbone():
     assert "last reduction" in groups.note
 
 
+@pytest.mark.usually("32-MobileNet", "96-MobileNetV3Small")
 @pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small"])
 @pytest.mark.parametrize("size", [32, 96])
 def test_a_head_of_convolutions_starts_at_the_pooling_before_them(name, size):

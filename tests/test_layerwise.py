@@ -95,6 +95,7 @@ def test_the_first_groups_are_copied_and_the_others_begin_anew():
     assert {start["batch_norm"] for start in STARTS} == {"train"}
 
 
+@pytest.mark.exhaustive
 def test_with_source_data_the_source_network_is_trained_here_for_each_seed():
     keras.utils.set_random_seed(5)
     model = model_with(kind=Watched)
@@ -230,6 +231,7 @@ def shuffled(x, y):
     return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(48).batch(8)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("as_data_set", [shuffled, Batches, Noisy])
 def test_another_data_set_of_the_same_shape_is_another_experiment(tmp_path, as_data_set):
     keras.utils.set_random_seed(5)

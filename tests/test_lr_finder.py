@@ -135,6 +135,7 @@ MODELS = {
 SELDOM = pytest.mark.exhaustive
 
 
+@pytest.mark.usually("stock-None-True", "loss scaling-all-True")
 @pytest.mark.parametrize(
     ("name", "stage", "trained"),
     [
@@ -165,6 +166,7 @@ def test_afterwards_every_byte_is_as_before(name, stage, trained):
     assert without_new_metrics(everything(model), before) == before
 
 
+@pytest.mark.usually("make_transfer-arrays-None")
 @pytest.mark.parametrize(
     ("make", "kind", "stage"),
     [
@@ -196,6 +198,7 @@ def test_the_next_fit_is_one_without_the_finder(make, kind, stage):
         np.testing.assert_array_equal(after, value)
 
 
+@pytest.mark.usually("interrupt")
 @pytest.mark.parametrize(
     ("make", "error"),
     [(make_stock, RuntimeError("no more")), (make_transfer, KeyboardInterrupt())],
@@ -228,6 +231,7 @@ class Noise(keras.layers.Layer):
         )
 
 
+@pytest.mark.usually("graph")
 @pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
 def test_draws_afterwards_are_what_they_would_have_been(eager):
     def numbers(with_finder):
@@ -287,6 +291,7 @@ def test_rates_grow_by_equal_ratios_from_the_least_to_the_largest(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usually("make_stock-probe", "make_transfer-top")
 @pytest.mark.parametrize(
     ("make", "stage"),
     [(make_stock, "probe"), (make_transfer, "top"), (make_stock, "all"), (make_transfer, "all")],
@@ -331,6 +336,7 @@ def test_the_model_as_it_is_keeps_the_ratios_that_its_optimizer_has():
     assert moved[-2] == pytest.approx(curve.learning_rates[2], rel=1e-2)
 
 
+@pytest.mark.exhaustive
 def test_the_optimizer_goes_on_from_its_own_state():
     # With a momentum from training, the first step of the test is no fresh optimizer's.
     def first_step(trained):
@@ -377,6 +383,7 @@ def test_it_stops_at_a_loss_that_is_not_finite():
     assert without_new_metrics(everything(model), before) == before
 
 
+@pytest.mark.exhaustive
 def test_mixed_precision_measures_finite_losses():
     keras.config.set_dtype_policy("mixed_float16")
     model = make_stock()
@@ -420,6 +427,7 @@ def test_a_train_step_of_the_users_own_is_used():
     )
 
 
+@pytest.mark.usually("weighted")
 @pytest.mark.parametrize("kind", ["weighted", "endless"])
 def test_every_kind_of_data_that_can_be_read_again_is_taken(kind):
     model = make_stock()

@@ -34,6 +34,7 @@ def data():
     return np.random.normal(size=(16, 6)).astype("float32"), np.arange(16) % 3
 
 
+@pytest.mark.usually("-2", "0", "1")
 @pytest.mark.parametrize("n", range(-3, 3))
 def test_freeze_to_freezes_the_groups_below_and_moves_those_above(n):
     x, y = data()

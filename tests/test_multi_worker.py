@@ -15,18 +15,24 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    cached = f"cached:{tmp_path_factory.mktemp('cache_of_one')}"
-    return {r["case"]: r for r in run_in_child(MODULE, *CASES, cached)}
+def cases(parameters_that_run):
+    return [one["case"] for one in parameters_that_run]
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory):
+def alone(tmp_path_factory, cases):
+    cached = f"cached:{tmp_path_factory.mktemp('cache_of_one')}"
+    return {r["case"]: r for r in run_in_child(MODULE, *cases, cached)}
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory, cases):
     cached = f"cached:{tmp_path_factory.mktemp('cache')}"
-    results = run_workers(MODULE, *CASES, "decisions", cached, "unprepared")
+    results = run_workers(MODULE, *cases, "decisions", cached, "unprepared")
     return [{r["case"]: r for r in found} for found in results]
 
 
+@pytest.mark.usually("stock")
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_give_the_numbers_of_one_process(alone, workers, case):
     one = alone[case]
@@ -90,6 +96,7 @@ def test_callbacks_that_write_from_every_worker_are_refused_in_all(workers):
     assert "`BackupAndRestore`" in workers[0]["decisions"]["errors"][1]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_worker_ends_the_others_and_all_go_on_when_started_again(tmp_path):
     kept = tmp_path / "kept"
     with start_workers(MODULE, f"resumable:{kept}:1") as (left, killed):

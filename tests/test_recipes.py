@@ -58,6 +58,7 @@ def test_recipes_spare_norms_and_biases_and_survive_json(recipe):
     assert recipe(no_decay_on=()).no_decay_on == ()
 
 
+@pytest.mark.usually("transfer")
 @pytest.mark.parametrize("kind", ["transfer", "stock"])
 def test_norms_and_biases_do_not_decay_under_a_recipe_and_all_do_without(kind):
     model = make_model(keras.optimizers.AdamW(0.1, weight_decay=0.1), kind)
@@ -127,6 +128,11 @@ def test_a_plan_with_an_unknown_key_is_an_error():
         ktf.UnfreezingPlan.from_config(config)
 
 
+@pytest.mark.usually(
+    "linear_probe-arguments0-trains0",
+    "lp_ft-arguments1-trains1",
+    "full_fine_tuning-arguments3-trains3",
+)
 @pytest.mark.parametrize(
     ("recipe", "arguments", "trains"),
     [

@@ -111,6 +111,7 @@ def test_as_a_keras_regularizer_it_adds_its_penalty_and_the_gradient_leads_back(
 # --- Limits -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usually("transfer")
 @pytest.mark.parametrize("make", [toys.transfer, toys.stock])
 def test_strength_0_is_plain_fine_tuning_bit_for_bit(make):
     weights = {}
@@ -123,6 +124,7 @@ def test_strength_0_is_plain_fine_tuning_bit_for_bit(make):
     assert weights.get(1.0) != weights[None]
 
 
+@pytest.mark.usually("adam")
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_huge_strength_keeps_the_backbone_and_not_the_head(optimizer):
     rate = {"adam": 1e-2, "sgd": 1e-1}[optimizer]
@@ -193,6 +195,7 @@ def test_it_takes_the_place_of_decay_on_the_backbone_and_the_head_decays():
     assert decayed(0.0)[0] > 0.01
 
 
+@pytest.mark.usually("options0")
 @pytest.mark.parametrize("options", [{"use_ema": True}, {"gradient_accumulation_steps": 2}])
 def test_it_keeps_the_backbone_beside_other_options(options):
     optimizer = keras.optimizers.Adam(1e-2, **options)

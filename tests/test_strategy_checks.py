@@ -19,6 +19,7 @@ ERRORS = {
     "steps_per_execution": ("steps_per_execution=2 on 2 replicas", "leave it at 1"),
     "jit_compile": ("jit_compile=True on 2 replicas", "leave it at 'auto'"),
 }
+ALWAYS = ("compiled_outside", "central_storage")
 WORKS = ("fine", "accumulation", "overwriting", "synchronized_batch_norm")
 WARNS = {
     "local_batch_norm": ("(norm)", "synchronized=True", "`batch_norm`"),
@@ -27,8 +28,11 @@ WARNS = {
 
 
 @pytest.fixture(scope="module")
-def results():
-    return {result["case"]: result for result in run_in_child("tests.replicas.mistakes")}
+def results(parameters_that_run):
+    cases = {f"{one['kind']}/{one['case']}" for one in parameters_that_run if "kind" in one}
+    cases |= {f"{kind}/{case}" for kind in KINDS for case in ALWAYS}
+    found = run_in_child("tests.replicas.mistakes", *sorted(cases))
+    return {result["case"]: result for result in found}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +56,7 @@ def test_a_stock_model_compiled_outside_fails_before_callbacks_are_asked(results
     assert "Mixing different tf.distribute.Strategy" in results["stock/compiled_outside"]["error"]
 
 
+@pytest.mark.usually("fine-stock", "accumulation-transfer", "synchronized_batch_norm-transfer")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", WORKS)
 def test_what_works_says_nothing(results, case, kind):
@@ -59,6 +64,7 @@ def test_what_works_says_nothing(results, case, kind):
     assert (result["error"], result["warnings"], result["moved"]) == ("", [], True)
 
 
+@pytest.mark.usually("local_batch_norm-stock", "keras_distribution-transfer")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", WARNS)
 def test_what_gives_other_numbers_than_expected_warns_once(results, case, kind):

@@ -57,6 +57,7 @@ def without_affine():
     return keras.Sequential(layers, name="body")
 
 
+@pytest.mark.usually("freeze-moved0")
 @pytest.mark.parametrize(
     ("batch_norm", "moved"),
     [

@@ -61,6 +61,7 @@ class Recorder(keras.callbacks.Callback):
 # --- The rates --------------------------------------------------------------------------------
 
 
+@pytest.mark.usually("5.0")
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_multipliers_are_relative_gradient_norms_over_the_largest(scale):
     model, (x, y) = linear(scale=scale), linear_data()
@@ -174,6 +175,7 @@ def test_where_one_group_trains_the_run_is_the_one_without_it_bit_for_bit():
 # --- Beside a plan, and on stock models -------------------------------------------------------
 
 
+@pytest.mark.usually("transfer")
 @pytest.mark.parametrize("make", [toys.stock, toys.transfer])
 def test_beside_a_plan_it_works_on_the_groups_of_the_stage(make):
     model = toys.compiled(make())
@@ -206,6 +208,7 @@ def test_alone_on_a_stock_model_it_gives_the_optimizer_back():
     assert len(model.fit(*data, verbose=0).history["loss"]) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_run_resumed_within_an_epoch_goes_on_with_its_rates(tmp_path):
     def run(*more, epochs=2):
         keras.utils.clear_session(free_memory=False)

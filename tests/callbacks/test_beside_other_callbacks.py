@@ -28,6 +28,7 @@ def test_one_object_serves_two_fits_of_a_transfer_model():
         assert seen.moves == toys.EXPECTED_OF_TWO_STAGES
 
 
+@pytest.mark.usually("stock")
 @MAKERS
 def test_a_copy_made_after_a_fit_trains_another_model_and_leaves_the_first_alone(make):
     first, second = toys.compiled(make()), toys.compiled(make())
@@ -62,6 +63,7 @@ def test_a_subclass_with_arguments_of_its_own_can_be_copied():
 # --- Beside Keras's own -------------------------------------------------------------------------
 
 
+@pytest.mark.usually("stock-True")
 @pytest.mark.parametrize(
     ("make", "logger_first"),
     [(toys.stock, False), (toys.transfer, False), (toys.stock, True)],
@@ -106,6 +108,7 @@ def test_tensorboard_and_checkpoints_run_beside_it(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usually("transfer")
 @MAKERS
 def test_a_checkpoint_of_the_middle_goes_on_as_the_run_did(make, tmp_path):
     x, y = toys.data()

@@ -20,6 +20,7 @@ def loud(model, plan, **options):
     return GradualUnfreezing(plan, groups=groups, **options)
 
 
+@pytest.mark.usually("stock")
 @pytest.mark.parametrize("make", [toys.stock, toys.transfer])
 def test_a_line_is_printed_at_each_stage_and_a_note_on_a_stock_model(make, capsys):
     model = toys.compiled(make())
@@ -56,6 +57,7 @@ def test_a_plan_with_plateaus_ends_when_its_last_stage_does(capsys):
     assert "stage 'probe' ends: loss has not improved on" in capsys.readouterr().out
 
 
+@pytest.mark.usually("stock")
 @pytest.mark.parametrize("make", [toys.stock, toys.transfer])
 def test_a_user_who_stops_training_stops_the_plan(make, capsys):
     class Stop(keras.callbacks.Callback):

@@ -52,6 +52,7 @@ def assert_equal(model, other):
     assert steps[0] == steps[1]
 
 
+@pytest.mark.usually("accumulation")
 @pytest.mark.parametrize("optimizer", ["accumulation", "loss scaling"])
 def test_a_file_of_one_stage_is_loaded_in_any_other(optimizer, tmp_path):
     path = tmp_path / "model.weights.h5"

@@ -19,13 +19,7 @@ FIT_OPTIONS = {
 }
 
 
-@pytest.mark.usually(
-    "class_weight-transfer",
-    "sample_weight-functional",
-    "validation_split-transfer",
-    "steps_per_epoch-transfer",
-    "batch_size-functional",
-)
+@pytest.mark.usually("class_weight-transfer", "validation_split-transfer")
 @pytest.mark.parametrize("make", [toys.functional, toys.transfer])
 @pytest.mark.parametrize("name", FIT_OPTIONS)
 def test_options_of_fit(make, name):
@@ -71,9 +65,7 @@ MODELS = {
 }
 
 
-@pytest.mark.usually(
-    "add_loss-wrapped", "regularizers-stock", "dropout, whose seed is state-wrapped"
-)
+@pytest.mark.usually("regularizers-stock", "dropout, whose seed is state-wrapped")
 @pytest.mark.parametrize("make", [stock, wrapped])
 @pytest.mark.parametrize("name", MODELS)
 def test_models(make, name):
@@ -81,6 +73,7 @@ def test_models(make, name):
     assert toys.fit(model) == toys.EXPECTED
 
 
+@pytest.mark.usually("wrapped")
 @pytest.mark.parametrize("make", [stock, wrapped])
 def test_a_penalty_on_a_frozen_layer_adds_to_no_gradient(make):
     """Keras counts penalties of what trains; the head moves as it does without any."""
@@ -142,6 +135,7 @@ def test_a_layer_that_two_models_share_trains_with_its_group():
 # --- Quantized layers -------------------------------------------------------------------------
 
 
+@pytest.mark.usually("wrapped")
 @pytest.mark.parametrize("make", [stock, wrapped])
 def test_a_quantized_body_stays_and_the_rest_trains(make):
     """Kernels of int8 cannot train; biases can."""
@@ -171,6 +165,7 @@ def test_a_cloned_model_trains_as_the_first_did():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:The state of Snapshots is not kept")
 def test_a_copied_resumable_callback_keeps_its_own_files_and_leaves_the_model_alone(tmp_path):
     first = ktf.callbacks.ResumableTraining(tmp_path / "first", save_freq="epoch", keep=3)
@@ -189,6 +184,7 @@ def test_a_copied_resumable_callback_keeps_its_own_files_and_leaves_the_model_al
 # --- Export -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usually("transfer")
 @pytest.mark.parametrize("make", [toys.functional, toys.transfer])
 def test_an_exported_model_predicts_the_same(make, tmp_path):
     tf = pytest.importorskip("tensorflow")

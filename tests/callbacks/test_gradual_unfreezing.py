@@ -134,6 +134,7 @@ class Scores(keras.callbacks.Callback):
         self.ends.append(self.model.get_weights())
 
 
+@pytest.mark.usually("True")
 @pytest.mark.parametrize("restore", [True, False])
 def test_a_stage_with_patience_hands_on_its_best_weights(restore):
     x, y = data()

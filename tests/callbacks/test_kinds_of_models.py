@@ -11,6 +11,7 @@ from keras_transfer.callbacks import GradualUnfreezing
 from tests.callbacks import toys
 
 
+@pytest.mark.usually("stock", "transfer")
 @pytest.mark.parametrize(
     "make", [toys.stock, toys.functional, toys.inlined, toys.subclassed, toys.transfer]
 )
@@ -20,6 +21,7 @@ def test_each_stage_moves_its_groups_and_leaves_the_others_bit_for_bit(make):
 
 
 # More ways, without `fit`: tests/test_trainability.py.
+@pytest.mark.usually("backbone")
 @pytest.mark.parametrize("frozen", ["backbone", "its_variables", "head"])
 def test_what_was_frozen_before_does_not_matter(frozen):
     model = toys.functional()
@@ -140,6 +142,7 @@ def check_groups_move(model, depths, x, y, **options):
         assert moved == wanted, f"at depth {depth}"
 
 
+@pytest.mark.exhaustive
 def test_every_group_of_mobilenet_moves_from_its_stage_on():
     x = images(8, 32)
     backbone = keras.applications.MobileNetV2(

@@ -40,6 +40,7 @@ def seen(request):
     return callback
 
 
+@pytest.mark.usually("stock")
 def test_no_change_of_stage_touches_state_that_was_there(seen):
     for before, after in zip(seen.ends[:-1], seen.begins[1:], strict=True):
         kept = {path: value for path, value in before.items() if "stage_start" not in path}
@@ -66,6 +67,7 @@ def test_slots_are_made_for_what_trains_and_each_group_counts_its_own_steps(seen
 # --- Averages -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usually("transfer")
 @MAKERS
 def test_averages_at_the_end_of_fit_go_to_their_own_variables(make):
     # Stage "top" ends `fit` with the base frozen. Keras pairs averages by position: a kernel
@@ -116,6 +118,7 @@ def with_lora(make):
     return model, body.get_layer("mid")
 
 
+@pytest.mark.usually("stock-True")
 @pytest.mark.parametrize(("make", "froze_first"), [(toys.stock, True), (toys.transfer, False)])
 def test_the_kernel_under_lora_stays_and_its_update_trains(make, froze_first):
     model, layer = with_lora(make)

@@ -57,9 +57,6 @@ def test_every_pair_is_there():
 
 @pytest.mark.usually(
     "functional-plain-float32-adam",
-    "functional-jit_compile-mixed_float16-adamw",
-    "stock-plain-mixed_float16-momentum",
-    "stock-steps_per_execution-mixed_bfloat16-adam",
     "subclassed-run_eagerly-mixed_float16-adam",
     "transfer-steps_per_execution-mixed_float16-lion",
 )

@@ -88,6 +88,7 @@ STAGES = [
 RATIOS = [[0.25, 0.5, 1]] * 2 + [[0.0625, 0.25, 1]] * 2 + [[0, 1, 1]]
 
 
+@pytest.mark.usually("stock")
 @pytest.mark.parametrize("kind", ["transfer", "stock"])
 def test_peak_lr_is_assigned_once_and_a_stage_without_one_leaves_the_rate_alone(kind):
     moves, history = fit(make_model(keras.optimizers.Lion(0.9), kind), STAGES)
@@ -114,7 +115,7 @@ RULES = {
 }
 
 
-@pytest.mark.usually("by hand-False", "plateau-True")
+@pytest.mark.usually("plateau-True")
 @pytest.mark.parametrize(
     ("rule", "scaled"),
     [("by hand", False), ("scheduler", False), ("plateau", False), ("plateau", True)],
@@ -225,6 +226,7 @@ def test_changing_rates_retraces_nothing():
 # --- Multipliers by dictionary ------------------------------------------------------------------
 
 
+@pytest.mark.usually("transfer")
 @pytest.mark.parametrize("kind", ["transfer", "stock"])
 def test_a_stage_may_say_its_rates_by_dictionary(kind):
     stages = [

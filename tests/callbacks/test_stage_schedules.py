@@ -80,6 +80,7 @@ def one_stage(schedule, **options):
     return [ktf.Stage("all", depth=1, epochs=4, peak_lr=PEAK, schedule=schedule, **options)]
 
 
+@pytest.mark.usually("several steps at once")
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_a_schedule_runs_over_the_steps_of_its_stage_in_every_mode(mode):
     wanted = by_formula(functions.slanted_triangular, 4)
@@ -98,6 +99,7 @@ def test_a_warm_up_is_said_in_epochs():
     np.testing.assert_allclose(distances, wanted, rtol=1e-4)
 
 
+@pytest.mark.usually("several")
 @pytest.mark.parametrize("mode", [{}, {"steps_per_execution": 5}], ids=["one", "several"])
 def test_with_accumulated_gradients_a_schedule_runs_over_the_updates(mode):
     # 20 batches make 4 updates, one in each epoch.
@@ -107,6 +109,7 @@ def test_with_accumulated_gradients_a_schedule_runs_over_the_updates(mode):
     np.testing.assert_allclose(distances, wanted, rtol=1e-4)
 
 
+@pytest.mark.usually("several")
 @pytest.mark.parametrize("mode", [{}, {"steps_per_execution": 2}], ids=["one", "several"])
 def test_after_a_stage_that_ends_early_the_next_begins_its_own_schedule(mode):
     stages = [

@@ -51,7 +51,7 @@ def same(one, other):
     )
 
 
-@pytest.mark.usually("stock-nadam", "transfer-adam")
+@pytest.mark.usually("transfer-adam")
 @pytest.mark.parametrize("optimizer", ["adam", "nadam"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_within_a_stage_and_continued(kind, optimizer):
@@ -104,7 +104,7 @@ class KillAt(keras.callbacks.Callback):
             raise KilledError
 
 
-@pytest.mark.usually("1-last", "3-first")
+@pytest.mark.usually("3-first")
 @pytest.mark.parametrize("backup_is", ["first", "last"])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_backup_and_restore_goes_on_exactly_on_a_stock_model(epoch, backup_is, tmp_path):
@@ -133,9 +133,7 @@ def test_backup_and_restore_goes_on_exactly_on_a_stock_model(epoch, backup_is, t
 UPWARDS = {"monitor": "loss", "mode": "max", "patience": 5}
 
 
-@pytest.mark.usually(
-    "epochs-stock-True", "epochs-transfer-False", "stop-stock-False", "stop-transfer-True"
-)
+@pytest.mark.usually("epochs-transfer-False", "stop-transfer-True")
 @pytest.mark.parametrize("use_ema", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ends", ["epochs", "stop"])

@@ -49,6 +49,7 @@ def test_images_and_labels_belong_together_and_keep_their_values(tiny):
     assert found == wanted
 
 
+@pytest.mark.usually("folder", "name")
 @pytest.mark.parametrize("kind", ["object", "class", "folder", "name", "path"])
 def test_every_door_leads_to_the_same_examples(tiny, kind):
     data_dir = os.path.dirname(os.path.dirname(tiny.data_path))
@@ -76,6 +77,7 @@ def test_slices_are_disjoint_and_make_up_the_whole(tiny):
     assert load(tiny, "train+test")[1].examples == {"train+test": 26}
 
 
+@pytest.mark.usually("False", "file")
 @pytest.mark.parametrize("cache", [True, False, "auto", "file"])
 def test_every_pass_has_the_same_order_whatever_the_cache(tiny, cache, tmp_path):
     cache = str(tmp_path / "kept") if cache == "file" else cache
@@ -98,6 +100,7 @@ def test_a_shuffle_is_new_in_each_epoch_and_the_same_for_the_same_seeds(tiny):
     assert sorted(one[0]) == sorted(one[1]) == sorted(other[0])
 
 
+@pytest.mark.usually("4")
 @pytest.mark.parametrize("size", [4, (4, 3)])
 def test_images_are_resized(tiny, size):
     dataset, spec = load(tiny, "train", image_size=size, batch_size=None)

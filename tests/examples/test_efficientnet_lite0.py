@@ -30,6 +30,7 @@ def test_logits_agree_with_the_pytorch_original():
     assert largest_logit_difference() < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_symmetric_padding_is_not_what_the_weights_were_trained_with():
     # The control of the test above: the padding that PyTorch users write, in the stem alone.
     model = efficientnet_lite0(classifier_activation=None)

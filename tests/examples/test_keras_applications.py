@@ -23,6 +23,7 @@ def test_every_model_has_a_scaling_of_its_own():
 
 
 # White, in RGB: to [-1, 1], scaled inside the model, or BGR without ImageNet's means.
+@pytest.mark.usually("MobileNetV2-scaled_white0")
 @pytest.mark.parametrize(
     ("name", "scaled_white"),
     [
@@ -110,6 +111,7 @@ quickstart.main(["--quick", "--backbone=MobileNet", "--labels=20", "--test-size=
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_download_that_fails_ends_with_what_to_do(tmp_path):
     code = "from examples import quickstart; quickstart.main(['--backbone=MobileNetV2'])"

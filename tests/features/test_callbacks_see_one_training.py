@@ -198,7 +198,7 @@ class StopAt(keras.callbacks.Callback):
         setattr(self, hook, stop)
 
 
-@pytest.mark.usually("on_train_batch_end-5", "on_epoch_end-2", "on_test_end-3")
+@pytest.mark.usually("on_epoch_end-2")
 @pytest.mark.parametrize(
     ("hook", "call"),
     [
@@ -264,6 +264,7 @@ def test_a_resumed_training_is_the_one_that_was_never_killed(tmp_path, epoch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_a_fit_after_a_resumed_one_begins_at_its_own_epoch(tmp_path):
     model, _ = killed_and_resumed("cached", tmp_path, 2)
     recorder = Recorder()
@@ -275,6 +276,7 @@ def test_a_fit_after_a_resumed_one_begins_at_its_own_epoch(tmp_path):
 # --- Stages that end on a plateau -------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_stages_that_end_on_a_plateau():
     patient = {"monitor": "val_loss", "patience": 1, "min_delta": 100}
     plan = ktf.UnfreezingPlan(
@@ -310,6 +312,7 @@ class Uses(keras.callbacks.Callback):
             self.found.append(self.model(VALIDATION[0]).numpy().tolist())
 
 
+@pytest.mark.exhaustive
 def test_a_callback_may_use_the_model_on_raw_data():
     made, given = assert_one_training(lambda: [Uses()])
     assert given["cached"][0].found == given["Keras"][0].found
@@ -353,6 +356,7 @@ class Saves(keras.callbacks.Callback):
             self.predicted = self.model.predict(VALIDATION[0], verbose=0)
 
 
+@pytest.mark.exhaustive
 def test_a_model_saved_in_the_middle_carries_no_trace(tmp_path):
     saves = Saves(tmp_path)
     model, _ = run("cached", callbacks=[saves])
@@ -383,6 +387,7 @@ def test_a_model_saved_in_the_middle_carries_no_trace(tmp_path):
 # --- Several trainings ------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_two_fits_in_a_row():
     def twice(way):
         keras.utils.clear_session(free_memory=False)
@@ -403,6 +408,7 @@ def test_two_fits_in_a_row():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_a_training_that_fails_leaves_a_model_that_can_train():
     model = dense_model()
     with pytest.raises(KilledError):
@@ -426,6 +432,7 @@ class Thaws(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
 
+@pytest.mark.usually("on_epoch_begin")
 @pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
 def test_a_callback_that_unfreezes_by_hand_is_an_error_rather_than_without_effect(hook):
     def build():

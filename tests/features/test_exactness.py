@@ -70,6 +70,7 @@ def with_norm_and_dropout():
     return backbone
 
 
+@pytest.mark.exhaustive
 def test_with_averages_dropout_class_weights_penalties_and_a_validation_split():
     def build():
         head = ktf.layers.ClassificationHead(3, hidden_units=8, dropout=0.3, name="head")
@@ -89,6 +90,7 @@ def test_with_averages_dropout_class_weights_penalties_and_a_validation_split():
     assert "stage 'top'" in run.decision.split("; off")[0]
 
 
+@pytest.mark.exhaustive
 def test_with_sample_weights_several_metrics_and_several_steps_per_execution():
     def build():
         return dense_model(
@@ -131,7 +133,7 @@ def classifier(backbone):
     return model
 
 
-@pytest.mark.usually("MobileNetV2")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "options", "plan"),
     [("MobileNetV2", {"alpha": 0.35}, PLAN), ("ResNet50", {}, HEAD_ONLY)],
@@ -201,6 +203,7 @@ def test_masks_of_an_embedding_travel_with_the_features():
     np.testing.assert_array_equal(features["keras_transfer/features@1/mask"], ids != 0)
 
 
+@pytest.mark.exhaustive
 def test_inputs_that_are_read_again_later_travel_with_the_features():
     ids, mask = sentences()
     given = {"ids": ids, "mask": mask}

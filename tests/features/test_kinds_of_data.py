@@ -108,7 +108,7 @@ def reference():
     return run
 
 
-@pytest.mark.usually("dict", "tensors", "tf.data", "PyDataset", "generator")
+@pytest.mark.usually("tf.data", "generator")
 @pytest.mark.parametrize(
     "kind", ["dict", "list", "tuple", "tensors", "float64", "tf.data", "PyDataset", "generator"]
 )
@@ -120,6 +120,7 @@ def test_cached_training_is_the_same_on_every_kind_of_data(kind, reference):
     assert_same(cached, reference)
 
 
+@pytest.mark.exhaustive
 def test_sample_weights_in_a_data_set_are_kept():
     x, y = arrays()
     weights = {"one": np.linspace(0, 2, COUNT), "two": np.linspace(3, 1, COUNT)}
@@ -153,6 +154,7 @@ class Distance(keras.layers.Layer):
         return x
 
 
+@pytest.mark.usually("tf.data")
 @pytest.mark.parametrize("kind", ["arrays", "tf.data"])
 def test_data_may_have_no_targets(kind):
     x, _ = inputs()
@@ -191,7 +193,7 @@ def larger_than_said():
     return data.map(lambda x, y: (tf.concat([x, x + 1.0], 0), tf.concat([y, y], 0)))
 
 
-@pytest.mark.usually("irregular", "larger than said")
+@pytest.mark.usually("irregular")
 @pytest.mark.parametrize(
     "make",
     [lambda: sliced(4, 7, 1, 9), lambda: sliced(3, 3, 5), odd_in_the_middle, larger_than_said],
@@ -203,6 +205,7 @@ def test_batches_of_any_size_are_kept_as_they_are(make):
     assert_same(cached, train(dense_model, False, make(), plan=HEAD_ONLY))
 
 
+@pytest.mark.exhaustive
 def test_sequences_padded_to_the_longest_of_their_batch():
     words = tf.data.Dataset.from_tensor_slices(np.arange(1, 8)).map(tf.range)
     sentences = words.map(lambda ids: (ids, tf.cast(tf.size(ids), tf.float32)))
@@ -430,6 +433,14 @@ STREAMS = {
 }
 
 
+@pytest.mark.usually(
+    "data set without end",
+    "unknown length",
+    "arrays shuffled in Keras's batches",
+    "ragged",
+    "strings as targets",
+    "lists of numbers",
+)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_what_cannot_be_read_twice_is_trained_uncached_and_says_so(stream):
     make, reason = STREAMS[stream]
@@ -453,6 +464,7 @@ def test_a_generator_without_a_length_is_not_cached():
     assert run.decision == "Feature cache off: a generator has no known length."
 
 
+@pytest.mark.usually("PyDataset-a PyDataset")
 @pytest.mark.parametrize(
     ("kind", "name"), [("PyDataset", "a PyDataset"), ("generator", "a generator")]
 )
@@ -463,6 +475,7 @@ def test_what_runs_python_code_is_cached_only_on_demand(kind, name):
     assert run.passes == []
 
 
+@pytest.mark.exhaustive
 def test_validation_data_alone_may_be_uncached():
     run = train(two_in_two_out, "auto", dataset(), validation_data=Batches(10, 3), epochs=2)
     assert run.decision.endswith(
@@ -481,6 +494,7 @@ class Steps(keras.callbacks.Callback):
         self.steps = self.params["steps"]
 
 
+@pytest.mark.usually("split", "unknown")
 @pytest.mark.parametrize(
     ("make", "options", "steps"),
     [

@@ -152,6 +152,26 @@ SAME = {
 }
 
 
+@pytest.mark.usually(
+    "range",
+    "parsed records",
+    "files",
+    "batch in parallel",
+    "map in parallel",
+    "condition in map",
+    "jpeg in map",
+    "scaling layer in map",
+    "repeat",
+    "options",
+    "shard",
+    "filter",
+    "zip",
+    "padded_batch",
+    "interleave in parallel",
+    "cached",
+    "random, then cached",
+    "shuffled once, seeded",
+)
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_each_time(name, tmp_path):
     dataset = SAME[name](tmp_path)
@@ -188,6 +208,18 @@ SHUFFLED = {
 }
 
 
+@pytest.mark.usually(
+    "shuffle",
+    "seeded",
+    "map before batch",
+    "elementwise map of batches",
+    "repeat before",
+    "take before",
+    "batch and unbatch",
+    "twice",
+    "cached before",
+    "shuffled files",
+)
 @pytest.mark.parametrize("name", SHUFFLED)
 def test_the_same_examples_in_another_order(name):
     dataset = SHUFFLED[name](numbers())
@@ -304,6 +336,21 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.usually(
+    "random map in parallel",
+    "random map behind shuffle",
+    "random function",
+    "random filter",
+    "random flip layer",
+    "dropout layer",
+    "shuffle, take",
+    "shuffle, shard",
+    "shuffle, cache, take",
+    "random map, cache, take",
+    "shuffle, bucketing",
+    "shuffle, batch, take",
+    "take between two shuffles",
+)
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_examples_each_time(name):
     make, reason = DIFFERENT[name]
@@ -467,6 +514,16 @@ SAME_AFTER_ALL = {"table in map", "scan", "sample_from_datasets", "rejection_res
 }
 
 
+@pytest.mark.usually(
+    "table in map",
+    "captured data set",
+    "py_function",
+    "from_generator",
+    "variable",
+    "random data set",
+    "sample_from_datasets",
+    "broadcasting map of shuffled batches",
+)
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_is_not_known_is_not_taken_as_the_same(name):
     make, reason = UNKNOWN[name]

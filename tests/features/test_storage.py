@@ -58,6 +58,7 @@ def test_sixteen_bits_take_half_the_room(dtype, size, on_disk, tmp_path):
     assert sum(path.stat().st_size for path in stored) == (cache.nbytes if on_disk else 0)
 
 
+@pytest.mark.exhaustive
 def test_pooled_features_of_a_mobilenet_take_five_kilobytes_an_image():
     backbone = keras.applications.MobileNetV2(
         weights=None, include_top=False, input_shape=(32, 32, 3), alpha=1.0
@@ -88,6 +89,7 @@ def passes(cache, model, data=X, *, boundary="pooled", capsys):
     return capsys.readouterr().out.count("Caching the features")
 
 
+@pytest.mark.usually("False")
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_features_are_found_again(on_disk, tmp_path, capsys):
     cache = FeatureCache(tmp_path if on_disk else None)
@@ -372,6 +374,7 @@ def irregular():
     return parts[0].concatenate(parts[1]).concatenate(parts[2])
 
 
+@pytest.mark.usually("irregular batches")
 @pytest.mark.parametrize("kind", ["irregular batches", "masks", "bfloat16"])
 def test_a_training_from_files_is_the_same(kind, tmp_path):
     data, build = (X, Y), dense_model

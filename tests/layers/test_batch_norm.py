@@ -113,7 +113,7 @@ WANTED = {
 }
 
 
-@pytest.mark.usually("inference-nested", "freeze-flat", "train-nested")
+@pytest.mark.usually("freeze-flat", "train-nested")
 @pytest.mark.parametrize("make", [flat, nested])
 @pytest.mark.parametrize("batch_norm", WANTED)
 def test_the_policy_holds_in_every_stage_of_one_fit(make, batch_norm):
@@ -124,6 +124,7 @@ def test_the_policy_holds_in_every_stage_of_one_fit(make, batch_norm):
     assert fit(model, callback, batch_norms(backbone.model)) == WANTED[batch_norm]
 
 
+@pytest.mark.usually("freeze")
 @pytest.mark.parametrize("batch_norm", ["freeze", "train"])
 def test_the_policy_holds_for_a_subclassed_model(batch_norm):
     # It runs as a whole, in training while any group trains; a frozen BatchNorm is still by
@@ -182,7 +183,7 @@ def stock(make):
     return keras.Model(inputs, head()(make()(inputs, training=False)))
 
 
-@pytest.mark.usually("freeze-nested", "train-flat")
+@pytest.mark.usually("freeze-nested")
 @pytest.mark.parametrize("make", [flat, nested])
 @pytest.mark.parametrize("batch_norm", ["freeze", "train"])
 def test_the_policy_of_the_callback_holds_on_a_stock_model(make, batch_norm):

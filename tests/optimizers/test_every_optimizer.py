@@ -43,6 +43,8 @@ AROUND = {"LossScaleOptimizer"}
 NO_OPTIMIZER = {"Optimizer"}
 
 each = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+# One of each kind: with one state or two, factored, by matrices, dividing by its rate, averaging.
+usually = pytest.mark.usually("Adafactor", "Adam", "Ftrl", "Muon", "SGD", "ScheduleFreeAdamW")
 
 
 def set_up(row, model, training):
@@ -76,6 +78,7 @@ def test_without_groups_it_is_the_plain_optimizer_bit_by_bit(row):
     assert toys.distance(plain, wrapped) == 0.0
 
 
+@usually
 @each
 def test_a_frozen_group_is_bit_identical_and_moves_once_unfrozen(row):
     model = toys.make_model()
@@ -93,6 +96,7 @@ def test_a_frozen_group_is_bit_identical_and_moves_once_unfrozen(row):
     assert optimizer.group_steps == {"stem": 0, "body": 5, "head": 10}
 
 
+@usually
 @each
 def test_a_multiplier_scales_the_first_step(row):
     moves = {}
@@ -116,6 +120,7 @@ def test_a_multiplier_scales_the_first_step(row):
             assert np.abs(tenth).max() < np.abs(full).max()
 
 
+@usually
 @each
 def test_a_group_with_multiplier_zero_stays_where_it_is(row):
     model = toys.make_model()
@@ -132,6 +137,7 @@ def test_a_group_with_multiplier_zero_stays_where_it_is(row):
     assert optimizer.group_steps["body"] == 5
 
 
+@usually
 @each
 def test_a_late_group_trains_like_a_fresh_one_and_the_others_as_if_alone(row):
     late = toys.make_model()
@@ -153,6 +159,7 @@ def test_a_late_group_trains_like_a_fresh_one_and_the_others_as_if_alone(row):
     assert toys.distance(toys.values(groups["head"]), toys.values(head)) == 0.0
 
 
+@usually
 @each
 def test_save_and_load_reproduce_the_next_steps_exactly(row):
     save_and_load(row, steps=4)
@@ -187,6 +194,7 @@ def save_and_load(row, steps):
     assert restored.group_learning_rates() == optimizer.group_learning_rates()
 
 
+@usually
 @each
 def test_taking_over_and_giving_back_continue_bit_by_bit(row):
     kept = toys.make_model()

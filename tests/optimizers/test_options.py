@@ -42,6 +42,9 @@ CASES = [
 ]
 
 
+@pytest.mark.usually(
+    "global_clipnorm-eager", "ema_overwrite-graph", "accumulate-eager", "loss_scale_factor-eager"
+)
 @pytest.mark.parametrize(("options", "mode"), CASES)
 def test_one_group_with_options_is_the_plain_optimizer_bit_by_bit(options, mode):
     options = {"learning_rate": 1e-2, **options}
@@ -160,6 +163,7 @@ def test_averages_rest_while_their_group_is_frozen_again():
     assert toys.distance(body, toys.values(groups["body"])) == 0.0
 
 
+@pytest.mark.usually("True")
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_swap_ema_weights_evaluates_the_averages(swap_on_epoch):
     data = toys.make_data(32)

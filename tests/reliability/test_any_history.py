@@ -243,7 +243,7 @@ def run_histories(examples, steps, capsys, *, eagerly):
 
 
 def test_histories(capsys):
-    run_histories(8, 6, capsys, eagerly=True)
+    run_histories(5, 6, capsys, eagerly=True)
 
 
 @pytest.mark.exhaustive

@@ -149,7 +149,7 @@ def run(directory, epochs=2):
     return model.get_weights(), history.history["loss"]
 
 
-@pytest.mark.usually("truncated", "one bit")
+@pytest.mark.usually("one bit")
 @pytest.mark.parametrize("name", ["truncated", "one bit", "empty", "foreign"])
 def test_training_goes_on_from_the_one_before(name, tmp_path, tried):
     weights, losses = run(tmp_path / "whole")

@@ -93,6 +93,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.usually("plan", "model", "optimizer", "groups", "values of the data")
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(name, tmp_path):
     fit(tmp_path)
@@ -164,6 +165,7 @@ def stop_within(epoch, step):
     return type("Stop", (KeptCounter,), hooks)()
 
 
+@pytest.mark.exhaustive
 def test_a_stop_within_an_epoch_is_heard_by_the_run_that_goes_on(tmp_path):
     longer = {"plan": None, "epochs": 3, "batch_size": 2, "save_freq": 1}
     whole = transfer()
@@ -290,6 +292,9 @@ def fit_once(directory, make, options):
     return fit(directory, model, make(), None, cache_features=False, **options)
 
 
+@pytest.mark.usually(
+    "shuffle without a seed", "random numbers", "a generator", "a shuffled PyDataset", "any order"
+)
 @pytest.mark.parametrize("name", NOT_EXACT)
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_what_cannot_be_exact_is_said_at_the_start(name, tmp_path, capsys):
@@ -300,6 +305,7 @@ def test_what_cannot_be_exact_is_said_at_the_start(name, tmp_path, capsys):
     assert reason in printed
 
 
+@pytest.mark.usually("a seed", "a PyDataset")
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_nothing_is_said_where_it_is_exact(name, tmp_path, capsys):

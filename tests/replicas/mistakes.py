@@ -1,12 +1,13 @@
 """Run as a child process: what is said of mistakes, on two logical CPU devices.
 
-    python -m tests.replicas.mistakes
+    python -m tests.replicas.mistakes stock/fine transfer/jit_compile ...
 
 Prints one JSON object for each case: the error, the warnings, and whether a weight moved.
 """
 
 import contextlib
 import json
+import sys
 import warnings
 
 import keras
@@ -133,12 +134,12 @@ def run(case, kind, strategy):
     return result
 
 
-def main():
+def main(cases):
     strategy = two_cpu_devices()
-    for case in CASES:
-        for kind in ("stock", "transfer"):
-            print(json.dumps(run(case, kind, strategy)), flush=True)
+    for each in cases:
+        kind, _, case = each.partition("/")
+        print(json.dumps(run(case, kind, strategy)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

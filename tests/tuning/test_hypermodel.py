@@ -38,6 +38,7 @@ TUNERS = {
 }
 
 
+@pytest.mark.usually("hyperband")
 @pytest.mark.parametrize(
     "name",
     [
@@ -131,6 +132,7 @@ def test_data_that_may_differ_is_not_shared(tmp_path, capsys):
 # --- What the model is like -------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_best_models_train_what_trained_in_their_best_epoch(tmp_path):
     """The best epoch is the first, in which the head alone trained."""
     objective = keras_tuner.Objective("val_loss", "max")
@@ -196,6 +198,7 @@ def test_a_model_that_is_not_compiled_gets_the_loss_of_its_head():
         toys.hypermodel(build(lambda: keras.layers.Dense(2))).build(hp())
 
 
+@pytest.mark.exhaustive
 def test_mixed_precision_outlives_the_first_trial(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = toys.Seen(lambda model: model.backbone.model.layers[0].compute_dtype)
@@ -242,6 +245,10 @@ def test_what_is_no_transfer_model_is_an_error_before_the_search(tmp_path):
         toys.hypermodel(seed=-1)
 
 
+@pytest.mark.usually(
+    "options0-arguments0-Did you mean 'val_accuracy'",
+    "options1-arguments1-no validation data. Pass validation_data=",
+)
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
