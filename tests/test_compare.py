@@ -181,6 +181,7 @@ def test_one_seed_cannot_tell_and_repeats_its_scores_and_prints_a_line_for_each_
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.exhaustive
 def test_data_sets_and_validation_data_are_read():
     def part(count, seed):
         return tf.data.Dataset.from_tensor_slices(xor(count, seed)).batch(16)

@@ -161,6 +161,7 @@ def test_frozen_groups_stay_and_preprocessing_is_kept(tmp_path):
 # --- What it finds ----------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_groups_that_know_nothing_of_the_task_cost_when_frozen_and_mend_when_trained():
     """The deepest groups of a network that has learnt to see nothing but another input."""
     blind = layers().get_weights()

@@ -178,6 +178,7 @@ def deeper_backbone(name="extra"):
     )
 
 
+@pytest.mark.usually("True")
 @pytest.mark.parametrize("fitted", [False, True])
 def test_a_file_of_a_deeper_model_is_an_error_that_names_the_surplus(tmp_path, fitted):
     new = keras.layers.Dense(3, "softmax", name="new")
@@ -268,6 +269,7 @@ def unbuilt():
     return model
 
 
+@pytest.mark.usually("False")
 @pytest.mark.parametrize("with_plan", [True, False])
 def test_a_model_that_is_not_functional_is_built_on_arrays(with_plan):
     model = unbuilt()

@@ -82,6 +82,7 @@ def test_a_plan_adds_to_what_the_optimizer_was_told():
     assert optimizer.no_decay_on == (".*middle/kernel",)
 
 
+@pytest.mark.exhaustive
 def test_a_pattern_exempts_what_it_matches_whole():
     model = make_model(keras.optimizers.AdamW(0.1, weight_decay=0.1))
     plan = ktf.UnfreezingPlan(

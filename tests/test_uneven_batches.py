@@ -20,7 +20,7 @@ def results(parameters_that_run):
 
 
 @pytest.mark.distributed
-@pytest.mark.usually("cached", "synchronized")
+@pytest.mark.usually("cached")
 @pytest.mark.parametrize("case", CASES)
 def test_all_examples_weigh_alike_on_two_replicas_as_on_one(results, case):
     result = results[case]

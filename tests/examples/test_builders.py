@@ -150,6 +150,7 @@ def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypa
         spoken_words.recordings(tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_synthetic_voices_are_the_same_each_time_and_told_apart(data_dir):
     first, again = (synthetic_voices.synthetic_clip(3, 7) for _ in range(2))
     np.testing.assert_array_equal(first, again)

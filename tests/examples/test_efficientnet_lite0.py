@@ -81,6 +81,7 @@ def test_it_is_a_backbone_whose_groups_end_where_the_resolution_changes():
     assert all(group.boundary is not None for group in backbone.layer_groups)
 
 
+@pytest.mark.exhaustive
 def test_a_missing_tensor_is_named(state):
     model = efficientnet_lite0(include_top=False, weights=None, input_shape=(32, 32, 3))
     state = {name: array for name, array in state.items() if name != "_blocks.3._bn1.running_var"}

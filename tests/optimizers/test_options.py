@@ -300,6 +300,7 @@ def test_muon_decays_by_its_own_rule():
 # --- Loss scaling ---------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_loss_scale_optimizer_keeps_its_scale_and_its_inner_state():
     data = toys.make_data(32)
 

@@ -27,7 +27,7 @@ def results(parameters_that_run):
     return {result["case"]: result for result in found}
 
 
-@pytest.mark.usually("adamw/accumulate_clip", "take_over/adamw")
+@pytest.mark.usually("adamw/accumulate_clip")
 @pytest.mark.parametrize("case", CASES)
 def test_two_replicas_equal_one(results, case):
     result = results[case]

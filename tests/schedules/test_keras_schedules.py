@@ -91,6 +91,7 @@ def test_config_round_trips_through_json(schedule):
     assert [float(copy(t)) for t in range(60)] == [float(schedule(t)) for t in range(60)]
 
 
+@pytest.mark.usually("1-Cosine", "4-OneCycle", "4-SlantedTriangular1")
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
 def test_an_optimizer_steps_by_the_schedule(schedule, steps_per_execution):

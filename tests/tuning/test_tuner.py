@@ -238,6 +238,7 @@ def test_hyperband_goes_on_from_the_last_epoch_here_too(tmp_path):
 # --- What is kept -----------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_frozen_backbone_is_not_written(tmp_path):
     made = toys.search(tuner(tmp_path))
     state = kept(made)
@@ -420,6 +421,7 @@ def test_private_names_of_keras_tuner_are_where_they_were():
     assert callable(oracle_chief.OracleServicer)
 
 
+@pytest.mark.exhaustive
 def test_a_seed_of_0_makes_the_oracle_repeat_itself(tmp_path):
     rates = []
     for number in range(2):
