@@ -13,7 +13,7 @@ import keras
 
 from keras_transfer._keras_internals import flatten_layers
 from keras_transfer.weights.naming import named_weights
-from keras_transfer.weights.sources import open_source
+from keras_transfer.weights.sources import check_names, open_source
 
 
 def load_wholly(
@@ -88,6 +88,13 @@ def _layers_in_file(path: Path, left_out: set[str]) -> dict[str, int]:
         if layer not in left_out:
             counts[layer] = counts.get(layer, 0) + 1
 
+    try:
+        check_names(path)
+    except ValueError as error:
+        raise ValueError(
+            f"The weights file cannot be read; it is damaged or cut short. Received: "
+            f"{str(path)!r} ({path.stat().st_size} bytes): {error}. Copy or save it anew."
+        ) from error
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)

@@ -35,7 +35,7 @@ def interpolate_weights(pretrained: Any, fine_tuned: Any, alpha: float) -> Weigh
 
     Returns:
         Arrays for `model.set_weights(...)`, in the dtype of `fine_tuned`. Whole-number
-        weights are those of `fine_tuned`.
+        weights are those of `fine_tuned`, unless `alpha` is 0.
 
     Raises:
         ValueError: If the two differ in architecture, or `alpha` is out of range.
@@ -53,6 +53,8 @@ def interpolate_weights(pretrained: Any, fine_tuned: Any, alpha: float) -> Weigh
     """
     alpha = _checks.number(alpha, "alpha", minimum=0, maximum=1)
     start, end = _same_architecture([pretrained, fine_tuned], ["pretrained", "fine_tuned"])
+    if alpha == 0:  # counters and seeds too
+        return [a.astype(b.dtype) for a, b in zip(start, end, strict=True)]
     return [_mix([a, b], [1 - alpha, alpha], like=b) for a, b in zip(start, end, strict=True)]
 
 

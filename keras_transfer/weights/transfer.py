@@ -199,7 +199,8 @@ class _Changes:
                 f"The source's weight {path!r} must hold real numbers. "
                 f"Received: dtype {array.dtype} in {self.source.label}"
             )
-        if array.dtype.kind not in "iub" and not np.isfinite(array.astype(np.float32)).all():
+        # NumPy knows no `isfinite` of bfloat16; float64 holds every other kind.
+        if array.dtype.kind not in "iub" and not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(
                 f"The source's weight {path!r} holds NaN or infinite values, so the target would "
                 f"compute nothing else. Received: {self.source.label}. Take an earlier checkpoint."
@@ -209,14 +210,16 @@ class _Changes:
 
     def _check_range(self, weight: NamedWeight, path: str, array: Array) -> None:
         dtype = str(weight.variable.dtype)
-        if array.dtype.kind in "iub" or dtype != "float16" or not array.size:
-            return  # the others reach as far as float32
+        if array.dtype.kind in "iub" or dtype == "float64" or not array.size:
+            return
         largest = float(np.abs(array.astype(np.float64)).max())
-        if largest > float(np.finfo(np.float16).max):
+        # bfloat16 reaches as far as float32.
+        if largest > float(np.finfo(np.float16 if dtype == "float16" else np.float32).max):
+            wider = "float32: dtype policy 'mixed_float16'" if dtype == "float16" else "float64"
             raise ValueError(
                 f"The source's weight {path!r} holds {largest:g}, which is infinite in the "
                 f"target's {dtype}. Received: {self.source.label}. Keep the target's variables in "
-                "float32: dtype policy 'mixed_float16'."
+                f"{wider}."
             )
 
     def _find_classifier(

@@ -74,6 +74,7 @@ def test_whole_number_weights_are_not_averaged():
     members = [[np.array([3], dtype=np.int64)], [np.array([8], dtype=np.int64)]]
     assert average_weights(members)[0].tolist() == [3]
     assert interpolate_weights(members[0], members[1], 0.5)[0].tolist() == [8]
+    assert interpolate_weights(members[0], members[1], 0)[0].tolist() == [3]
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from keras_transfer import TransferModel
+from keras_transfer.layers import ClassificationHead
 from keras_transfer.weights import named_weights, transfer_weights
 from keras_transfer.weights.sources import open_source
 from tests.processes import run_code, run_in_child
@@ -144,6 +146,24 @@ def test_whatever_a_reader_raises_names_the_file(tmp_path, name, write, said):
     write(tmp_path / name)
     with pytest.raises(ValueError, match=rf"cannot be read; .*{name}.*The reader said: .*{said}"):
         transfer_weights(tmp_path / name, models.backbone())
+
+
+def test_damaged_names_are_named_and_do_not_hang(tmp_path):
+    # The HDF5 library reads such names for ever.
+    path, target = tmp_path / "m.weights.h5", models.backbone()
+    target.save_weights(path)
+    content = path.read_bytes()
+    at = content.index(b"stem_norm")  # its entry begins 16 bytes before
+    path.write_bytes(content[: at - 16] + bytes(32) + content[at + 16 :])
+    with pytest.raises(ValueError, match=r"it is damaged.*m.weights.h5.*zeros in place of a layer"):
+        transfer_weights(path, target)
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.write(path, "model.weights.h5")
+    with pytest.raises(ValueError, match=r"it is damaged.*m.keras.*zeros in place of a layer"):
+        transfer_weights(tmp_path / "m.keras", target)
+    model = TransferModel(target, ClassificationHead(2))
+    with pytest.raises(ValueError, match=r"it is damaged.*m.weights.h5.*zeros.*save it anew"):
+        model.load_weights(path)
 
 
 def test_a_keras_archive_without_weights_is_damaged(tmp_path):

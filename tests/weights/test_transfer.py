@@ -273,6 +273,18 @@ def test_values_too_large_for_the_target_are_refused():
     assert all(np.isfinite(array).all() for array in target.get_weights())
 
 
+def test_double_precision_values_need_a_target_as_wide():
+    def build(dtype):
+        return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a", dtype=dtype)])
+
+    source, target = build("float64"), build("float64")
+    source.set_weights([np.full((2, 1), 1e300), np.zeros(1)])
+    transfer_weights(source, target)
+    assert target.get_weights()[0].tolist() == [[1e300], [1e300]]
+    with pytest.raises(ValueError, match=r"holds 1e\+300, .*target's float32.*in float64"):
+        transfer_weights(source, build("float32"))
+
+
 def test_an_unbuilt_target_or_source_is_refused_with_the_remedy():
     unbuilt = keras.Sequential([keras.layers.Dense(2)], name="later")
     with pytest.raises(ValueError, match=r"`target` has no weights yet. Received: 'later'. Build"):
