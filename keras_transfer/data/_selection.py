@@ -77,6 +77,12 @@ def read(data: Any) -> Labelled:
         )
     labels = _flat(np.asarray(data[1]))
     for part in keras.tree.flatten([data[0], *data[2:]]):
+        if not np.shape(part):
+            raise TypeError(
+                "Inputs and sample weights must be arrays, or structures of arrays. Received: a "
+                f"{type(part).__name__} ({part!r}) within them. Turn lists into arrays with "
+                "`np.asarray`."
+            )
         if len(part) != labels.size:
             raise ValueError(
                 "Inputs, labels and sample weights must have one entry per example each. "
@@ -148,7 +154,9 @@ def keep(source: Labelled, chosen: Integers) -> Any:
         kept = tf.data.Dataset.from_tensor_slices(everything)
     if source.batch_size is None:
         return kept
-    if all(part.shape.is_fully_defined() for part in tf.nest.flatten(kept.element_spec)):
+    shapes = [part.shape for part in tf.nest.flatten(kept.element_spec)]
+    # Padding needs the rank, which generators with `output_types` alone do not tell.
+    if any(s.rank is None for s in shapes) or all(s.is_fully_defined() for s in shapes):
         return kept.batch(source.batch_size)
     # Batches that were padded to their own longest example come apart in unequal lengths.
     return kept.padded_batch(source.batch_size)

@@ -117,6 +117,15 @@ def test_examples_of_different_shapes_can_be_chosen():
     assert lengths == (wanted + 1).astype(int).tolist()
 
 
+def test_a_generator_that_does_not_tell_its_shapes_can_be_chosen_from():
+    types = (tf.float32, tf.int64)
+    dataset = tf.data.Dataset.from_generator(lambda: zip(INPUTS, LABELS, strict=True), types)
+    kept = few_shot(dataset.batch(5), 1)
+    wanted = few_shot((INPUTS, LABELS), 1)
+    for array, part in zip(next(iter(kept)), wanted, strict=True):
+        np.testing.assert_array_equal(array, part)
+
+
 def test_a_class_with_too_few_examples_is_named():
     with pytest.raises(ValueError, match=r"Class 0 has 4 examples.*per_class=5. Lower it"):
         few_shot((INPUTS, LABELS), 5)
@@ -140,6 +149,7 @@ def test_data_in_another_order_each_time_is_an_error_and_not_other_examples():
         ((INPUTS, np.eye(3)[LABELS]), TypeError, "one whole number per example.*argmax"),
         ((INPUTS, LABELS.astype(str)), TypeError, r"dtype <U\d+\. Number them, as with"),
         ((INPUTS[:5], LABELS), ValueError, "5 beside 12 labels"),
+        ((list(INPUTS), LABELS), TypeError, "Turn lists into arrays with `np.asarray`"),
         (INPUTS, TypeError, "Give a `tf.data.Dataset`"),
         ((INPUTS[:0], LABELS[:0]), ValueError, "There are no examples"),
         (tf.data.Dataset.range(3), TypeError, r"must yield \(inputs, labels\)"),
