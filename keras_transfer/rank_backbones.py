@@ -101,6 +101,9 @@ def rank_backbones(
     scores = [scores] if isinstance(scores, str) else list(scores)
     for one in scores:
         _checks.choice(one, "scores", SCORES)
+    twice = next((one for one in scores if scores.count(one) > 1), None)
+    if twice is not None:
+        raise ValueError(f"`scores` must differ. Received twice: {twice!r}")
     if not scores:
         raise ValueError(f"`scores` must name at least one of {', '.join(SCORES)}. Received: []")
     batch_size = _checks.integer(batch_size, "batch_size", minimum=1)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.processes import run_in_child
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,7 @@ def never():
         ((X, LABELS), {"candidates": [never]}, TypeError, "must map names to backbones"),
         ((X, LABELS), {"candidates": {"a": 3}}, TypeError, "functions that load one.*'a': 3"),
         ((X, LABELS), {"scores": ["logme"]}, ValueError, "Did you mean 'log_me'"),
+        ((X, LABELS), {"scores": ["h_score"] * 2}, ValueError, "Received twice: 'h_score'"),
         ((X, LABELS), {"scores": []}, ValueError, "must name at least one of log_me"),
         ((X, LABELS), {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
         ((X, LABELS), {"directory": "d", "candidates": {"a/b": never}}, ValueError, "'a/b'"),

@@ -40,10 +40,10 @@ def few_shot(
 
     Raises:
         ValueError: If a class has fewer than `per_class` examples, or labels are
-            outside the range of `class_names`.
+            outside the range of `class_names`, or the data set comes in another order
+            when it is read again (`tf.errors.InvalidArgumentError`, where reading, if
+            the examples stay out of memory).
         TypeError: If labels are not whole numbers.
-        tf.errors.InvalidArgumentError: If the data set comes in another order when
-            it is read again.
 
     Example:
 

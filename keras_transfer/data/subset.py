@@ -45,10 +45,10 @@ def subset(
     Raises:
         ValueError: If `fraction` is out of range or so small that a class (or the
             whole) would be left without examples, or labels are outside the range of
-            `class_names`.
+            `class_names`, or the data set comes in another order when it is read
+            again (`tf.errors.InvalidArgumentError`, where reading, if the examples stay
+            out of memory).
         TypeError: If labels are not whole numbers.
-        tf.errors.InvalidArgumentError: If the data set comes in another order when
-            it is read again.
 
     Example:
 
@@ -60,6 +60,8 @@ def subset(
     """
     fraction = _checks.number(fraction, "fraction", above=0, maximum=1)
     seed = _checks.integer(seed, "seed")
+    if not isinstance(stratified, bool):
+        raise TypeError(f"`stratified` must be True or False. Received: stratified={stratified!r}")
     source = _selection.read(dataset)
     labels = source.labels
     rank = _selection.ranks(labels.size, seed)

@@ -79,7 +79,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
             backbone, ktf.layers.ClassificationHead(2, name="head"), groups="blocks")
 
     hypermodel = ktf.tuning.FineTuningHyperModel(
-        build_model, search_space=ktf.tuning.SearchSpace(epochs=2))
+        build_model, search_space=ktf.tuning.SearchSpace(epochs=1))
     tuner = keras_tuner.RandomSearch(hypermodel, objective="val_loss", max_trials=2)
     x, y = np.random.rand(16, 4), np.random.randint(2, size=16)
     tuner.search(x, y, validation_data=(x, y), verbose=0)

@@ -94,7 +94,7 @@ class Tuner(keras_tuner.Tuner):
             backbone, ktf.layers.ClassificationHead(2, name="head"), groups="blocks")
 
     tuner = ktf.tuning.Tuner(
-        ktf.tuning.FineTuningHyperModel(build_model, ktf.tuning.SearchSpace(epochs=2)),
+        ktf.tuning.FineTuningHyperModel(build_model, ktf.tuning.SearchSpace(epochs=1)),
         keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=2),
         project_name="sketch")
     x, y = np.random.rand(16, 4), np.random.randint(2, size=16)

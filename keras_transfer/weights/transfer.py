@@ -159,7 +159,8 @@ class _Changes:
         self.first_kernel = shape_changes.first_convolution_kernel(weights)
         if first_conv is not None and self.first_kernel is None:
             raise ValueError(
-                "`first_conv` is for a target with a convolution, and there is none. Leave it out."
+                "`first_conv` is for a target with a `Conv1D`, `Conv2D` or `Conv3D`, and there is "
+                "none. Leave it out."
             )
         self.last_layer = weights[-1].layer
         self.classifier = None

@@ -55,9 +55,7 @@ def test_every_pair_is_there():
     )
 
 
-@pytest.mark.usually(
-    "functional-plain-float32-adam", "transfer-steps_per_execution-mixed_float16-lion"
-)
+@pytest.mark.usually("transfer-steps_per_execution-mixed_float16-lion")
 @pytest.mark.parametrize("combination", pairwise(), ids="-".join)
 def test_each_stage_moves_what_it_trains_and_nothing_else(combination):
     model_name, mode, precision, optimizer = combination

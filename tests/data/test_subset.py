@@ -66,6 +66,11 @@ def test_fractions_outside_their_range_are_refused(fraction):
         subset((INPUTS, LABELS), fraction)
 
 
+def test_stratified_is_no_word():
+    with pytest.raises(TypeError, match="`stratified` must be True or False"):
+        subset((INPUTS, LABELS), 0.5, "no")
+
+
 def test_data_too_large_for_memory_stays_lazy_and_the_same(monkeypatch):
     from keras_transfer.data import _selection
 

@@ -34,6 +34,7 @@ def as_set(images):
     return {image.astype(np.uint8).tobytes() for image in images}
 
 
+@pytest.mark.usually("Mnist5k-load-sizes1", "Digits8x8-load-sizes2")
 @pytest.mark.parametrize(
     ("builder", "load", "sizes"),
     [

@@ -113,7 +113,7 @@ WANTED = {
 }
 
 
-@pytest.mark.usually("freeze-flat", "train-nested")
+@pytest.mark.usually("train-nested")
 @pytest.mark.parametrize("make", [flat, nested])
 @pytest.mark.parametrize("batch_norm", WANTED)
 def test_the_policy_holds_in_every_stage_of_one_fit(make, batch_norm):

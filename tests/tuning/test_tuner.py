@@ -98,6 +98,7 @@ def test_a_search_in_one_line_has_everything_in_its_result(tmp_path, capsys):
     assert again.trials == result.trials
 
 
+@pytest.mark.exhaustive
 def test_too_many_failures_in_a_row_end_the_search_with_their_reasons(tmp_path):
     failing = [scenarios.At({1: wrong, 2: no_memory})]
     with pytest.raises(RuntimeError, match=r"trial 0: KeyError: .*; trial 1: ResourceExhausted"):

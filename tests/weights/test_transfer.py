@@ -211,7 +211,7 @@ def test_changes_of_shape_with_a_standard_meaning_are_offered_by_name():
 
 def test_first_conv_without_a_convolution_and_unknown_choices_are_refused():
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")])
-    with pytest.raises(ValueError, match="`first_conv` is for a target with a convolution"):
+    with pytest.raises(ValueError, match="`first_conv` is for a target with a `Conv1D`"):
         transfer_weights(dense, dense, first_conv="sum")
     with pytest.raises(ValueError, match=r"first_conv='average'"):
         transfer_weights(dense, dense, first_conv="average")
