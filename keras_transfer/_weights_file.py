@@ -12,8 +12,9 @@ import h5py
 import keras
 
 from keras_transfer._keras_internals import flatten_layers
+from keras_transfer.weights._hdf5_heaps import check_names
 from keras_transfer.weights.naming import named_weights
-from keras_transfer.weights.sources import check_names, open_source
+from keras_transfer.weights.sources import open_source
 
 
 def load_wholly(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import lzma
-import mmap
 import os
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_transfer import _checks
+from keras_transfer.weights._hdf5_heaps import check_heaps, check_names
 from keras_transfer.weights.naming import NamedWeight, join, named_weights
 
 Array = NDArray[Any]
@@ -30,7 +30,6 @@ _DAMAGED = (
     *(OSError, EOFError, MemoryError, LookupError, RuntimeError, TypeError, ValueError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-_HEAP = b"GCOL\x01\x00\x00\x00"  # how a global heap of an HDF5 file begins
 _READABLE = "'.keras', '.weights.h5' or '.safetensors'"
 
 
@@ -173,37 +172,9 @@ def _read_keras(path: Path) -> Iterator[tuple[str, Array]]:
         if "model.weights.h5" not in names:
             raise ValueError(f"there is no model.weights.h5 in the archive, only {names[:5]}")
         content = archive.read("model.weights.h5")
-    _check_heaps(content)
+    check_heaps(content)
     with h5py.File(io.BytesIO(content), "r") as file:
         yield from _walk(file, "", top=True)
-
-
-def check_names(path: Path) -> None:
-    """Raises where damage would make the HDF5 library read layers' names for ever.
-
-    Raises:
-        ValueError: If the file is empty, or its names are damaged so.
-    """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        _check_heaps(content)
-
-
-def _check_heaps(content: bytes | mmap.mmap) -> None:
-    # Names lie in global heaps, as entries of a number (0: free space), a count of references
-    # and a size. HDF5 1.14.6 steps over free space by its size: where zeros were written over an
-    # entry, it stays there, inside C code that no timeout of Python's ends.
-    at = content.find(_HEAP)
-    while at >= 0:
-        entry, end = at + 16, at + int.from_bytes(content[at + 8 : at + 16], "little")
-        while entry + 16 <= min(end, len(content)):
-            size = int.from_bytes(content[entry + 8 : entry + 16], "little")
-            if any(content[entry : entry + 2]):
-                entry += 16 + (size + 7) // 8 * 8
-            elif size == 0:
-                raise ValueError(f"zeros in place of a layer's name, at byte {entry}")
-            else:
-                entry += size
-        at = content.find(_HEAP, at + len(_HEAP))
 
 
 def _walk(group: h5py.Group, layer_path: str, *, top: bool) -> Iterator[tuple[str, Array]]:
