@@ -14,7 +14,7 @@ import keras
 from keras_transfer._keras_internals import flatten_layers
 from keras_transfer.weights._hdf5_heaps import check_names
 from keras_transfer.weights.naming import named_weights
-from keras_transfer.weights.sources import open_source
+from keras_transfer.weights.sources import damaged, open_source
 
 
 def load_wholly(
@@ -92,10 +92,7 @@ def _layers_in_file(path: Path, left_out: set[str]) -> dict[str, int]:
     try:
         check_names(path)
     except ValueError as error:
-        raise ValueError(
-            f"The weights file cannot be read; it is damaged or cut short. Received: "
-            f"{str(path)!r} ({path.stat().st_size} bytes): {error}. Copy or save it anew."
-        ) from error
+        raise ValueError(damaged(path, error)) from error
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)

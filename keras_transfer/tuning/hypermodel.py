@@ -119,9 +119,7 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         self._shared = SharedFeatures(self.cache)
         self.num_groups = 0  # not known before the first build
         self.built: dict[str, str] = {}  # checksums of the variables of the last build
-        self.backbone_digests: list[
-            str
-        ] = []  # checksums of the backbone's variables in the last build
+        self.backbone_digests: list[str] = []  # of the backbone's variables in the last build
         self.builds_alike = True  # whether all builds had the same backbone so far
         self._dtype_policy = keras.config.dtype_policy()
         self._checked: set[pathlib.Path] = set()
@@ -149,10 +147,8 @@ class FineTuningHyperModel(keras_tuner.HyperModel):
         return model
 
     def _compare_builds(self, model: TransferModel) -> None:
-        before, self.backbone_digests = (
-            self.backbone_digests,
-            [*digests_of(model.backbone.model).values()],
-        )
+        before = self.backbone_digests
+        self.backbone_digests = [*digests_of(model.backbone.model).values()]
         self.builds_alike &= before in ([], self.backbone_digests)
         known = set(self.backbone_digests)
         self.built = {n: digest for n, digest in digests_of(model).items() if digest in known}

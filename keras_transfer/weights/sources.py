@@ -88,11 +88,16 @@ def open_source(source: Any) -> Source:
             return _collect(label, list(_read_safetensors(path)), numbered=False)
         return _collect(label, list(_read_keras(path)), numbered=True)
     except _DAMAGED as error:
-        raise ValueError(
-            f"The weights file cannot be read; it is damaged, cut short or of another kind. "
-            f"Received: {str(path)!r} ({path.stat().st_size} bytes). "
-            f"Copy or save it anew. The reader said: {str(error) or type(error).__name__}"
-        ) from error
+        raise ValueError(damaged(path, error)) from error
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """Returns what to say of a weights file on which a reader raised an error."""
+    return (
+        f"The weights file cannot be read; it is damaged, cut short or of another kind. "
+        f"Received: {str(path)!r} ({path.stat().st_size} bytes). "
+        f"Copy or save it anew. The reader said: {str(error) or type(error).__name__}"
+    )
 
 
 def _collect(label: str, pairs: list[tuple[str, Array]], *, numbered: bool) -> Source:
