@@ -78,7 +78,6 @@ def pretrained():
 # --- The verdicts, by training ----------------------------------------------------------------
 
 
-@pytest.mark.exhaustive
 def test_a_backbone_pretrained_on_a_related_task_helps(pretrained):
     found = compare(pretrained)
     assert found.verdict == "helps", found

@@ -95,7 +95,6 @@ def test_the_first_groups_are_copied_and_the_others_begin_anew():
     assert {start["batch_norm"] for start in STARTS} == {"train"}
 
 
-@pytest.mark.exhaustive
 def test_with_source_data_the_source_network_is_trained_here_for_each_seed():
     keras.utils.set_random_seed(5)
     model = model_with(kind=Watched)

@@ -96,7 +96,6 @@ def test_callbacks_that_write_from_every_worker_are_refused_in_all(workers):
     assert "`BackupAndRestore`" in workers[0]["decisions"]["errors"][1]
 
 
-@pytest.mark.exhaustive
 def test_a_killed_worker_ends_the_others_and_all_go_on_when_started_again(tmp_path):
     kept = tmp_path / "kept"
     with start_workers(MODULE, f"resumable:{kept}:1") as (left, killed):

@@ -240,7 +240,6 @@ def test_a_file_from_before_the_first_step_begins_with_the_weights_in_it(tmp_pat
     assert moved(loaded, model.get_weights())[0] < 1e-5
 
 
-@pytest.mark.exhaustive
 def test_a_resumed_run_ends_as_one_that_was_not_and_another_strength_is_another_run(tmp_path):
     def kill(epoch, logs):
         if epoch == 2:

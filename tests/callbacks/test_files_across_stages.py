@@ -82,7 +82,6 @@ def test_a_file_of_one_stage_is_loaded_in_any_other(optimizer, tmp_path):
     assert_equal(model, narrower)
 
 
-@pytest.mark.exhaustive
 def test_under_mixed_float16_late_groups_train_and_are_saved(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     model = make_model("nadam")

@@ -195,7 +195,6 @@ def sequence_model(backbone, optimizer, groups="blocks"):
     return model
 
 
-@pytest.mark.exhaustive
 def test_masks_of_an_embedding_travel_with_the_features():
     ids, _ = sentences()
     build, other = (lambda seed=n: sequence_model(masked_lstm(seed), "adam") for n in range(2))
